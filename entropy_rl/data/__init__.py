@@ -1,0 +1,1 @@
+"""Problems: generated ones with a checkable answer, and real ones read from files."""

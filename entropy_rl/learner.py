@@ -1,0 +1,220 @@
+"""Scoring and updating: forward passes over responses, gradients over microbatches, the optimizer step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from entropy_rl.distributions import kl_estimate
+from entropy_rl.masked import masked_mean, masked_sum
+from entropy_rl.model.transformer import Transformer, head_weight
+from entropy_rl.objectives.losses import reduction_weights
+from entropy_rl.objectives.recipes import TokenLoss
+from entropy_rl.types import Rollout, TrainState
+from pallas_kernels import linear_token_stats
+
+_NOT_DECAYED = ("scale", "bias", "embedding")
+
+
+def make_optimizer(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.0,
+    max_grad_norm: float | None = 1.0,
+) -> optax.GradientTransformation:
+    """AdamW behind a clip of the global norm; norms' scales, biases and embeddings are not decayed."""
+
+    def decayed(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in _NOT_DECAYED, params)
+
+    adamw = optax.adamw(learning_rate, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay, mask=decayed)
+    return adamw if max_grad_norm is None else optax.chain(optax.clip_by_global_norm(max_grad_norm), adamw)
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """A state at update 0."""
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(params, optimizer.init(params), zero, zero, zero)
+
+
+def response_stats(
+    model: Transformer, params: Any, rollout: Rollout, *, max_response: int, temperature: float, chunk_size: int = 4096
+) -> tuple[Any, Any]:
+    """The trainer's log-probs and entropy of every sampled token, f32 [B, T] nats, 0 elsewhere.
+
+    Only the ``max_response`` positions behind each prompt go through the head, in vocabulary chunks.
+
+    Args:
+        model: the policy network.
+        params: its variables.
+        rollout: ``tokens``, ``prompt_length`` and ``response_mask`` are read.
+        max_response: tokens a response may have; at most T minus the longest prompt.
+        temperature: the sampler's; 0 (greedy sampling) counts as 1.
+        chunk_size: vocabulary columns held at once.
+    """
+    batch, size = rollout.tokens.shape
+    positions = jnp.broadcast_to(jnp.arange(size), (batch, size))
+    hidden = model.apply(params, rollout.tokens, positions)[0]
+    weight, layout = head_weight(model.config, params)
+    # The hidden state before a token predicts it.
+    before = jax.vmap(lambda x, at: lax.dynamic_slice_in_dim(x, at - 1, max_response))(hidden, rollout.prompt_length)
+    targets = jax.vmap(lambda x, at: lax.dynamic_slice_in_dim(x, at, max_response))(
+        rollout.tokens, rollout.prompt_length
+    )
+    stats = linear_token_stats(
+        before.reshape(-1, before.shape[-1]),
+        weight,
+        targets.reshape(-1),
+        temperature=temperature or 1.0,
+        soft_cap=model.config.logit_soft_cap,
+        weight_layout=layout,
+        chunk_size=chunk_size,
+    )
+
+    def place(values):
+        blank = jnp.zeros((batch, size), values.dtype)
+        put = jax.vmap(lambda row, x, at: lax.dynamic_update_slice_in_dim(row, x, at, 0))
+        return jnp.where(rollout.response_mask, put(blank, values.reshape(batch, -1), rollout.prompt_length), 0.0)
+
+    return place(stats.log_probs), place(stats.entropy)
+
+
+def split_rows(tree: Any, num_pieces: int) -> Any:
+    """[B, ...] -> [num_pieces, B / num_pieces, ...]; piece i takes rows i, i + num_pieces, ..., so every device has some."""
+
+    def split(x):
+        return jnp.swapaxes(x.reshape(x.shape[0] // num_pieces, num_pieces, *x.shape[1:]), 0, 1)
+
+    return jax.tree.map(split, tree)
+
+
+def join_rows(tree: Any) -> Any:
+    """Undoes ``split_rows``."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
+
+
+def make_score(
+    model: Transformer, *, max_response: int, temperature: float, num_microbatches: int = 1, chunk_size: int = 4096
+) -> Callable[[Any, Rollout], tuple[Any, Any]]:
+    """A compiled ``(params, rollout) -> (log_probs, entropy)`` of the trainer, in microbatches, without gradient."""
+
+    def score(params, rollout):
+        def piece(part):
+            return response_stats(
+                model, params, part, max_response=max_response, temperature=temperature, chunk_size=chunk_size
+            )
+
+        bare = Rollout(*(None,) * 8).replace(
+            tokens=rollout.tokens, prompt_length=rollout.prompt_length, response_mask=rollout.response_mask
+        )
+        return join_rows(lax.map(piece, split_rows(bare, num_microbatches)))
+
+    return jax.jit(score)
+
+
+def make_loss(
+    model: Transformer,
+    token_loss: TokenLoss,
+    *,
+    max_response: int,
+    temperature: float,
+    chunk_size: int = 4096,
+) -> Callable[..., tuple[Any, dict[str, Any]]]:
+    """``(params, rollout, weights [B, T]) -> (sum of weighted token losses, sums of token metrics)``."""
+
+    def loss(params, rollout, weights):
+        log_probs, entropy = response_stats(
+            model, params, rollout, max_response=max_response, temperature=temperature, chunk_size=chunk_size
+        )
+        values, metrics = token_loss(log_probs, entropy, rollout)
+        metrics = metrics | {"entropy": entropy}
+        if rollout.old_log_probs is not None:
+            metrics["kl_old"] = kl_estimate(log_probs, rollout.old_log_probs)
+        sums = {name: masked_sum(lax.stop_gradient(x), rollout.loss_mask) for name, x in metrics.items()}
+        return masked_sum(values * weights, rollout.loss_mask), sums
+
+    return loss
+
+
+def make_update(
+    model: Transformer,
+    optimizer: optax.GradientTransformation,
+    token_loss: TokenLoss,
+    *,
+    reduction: str,
+    max_response: int,
+    temperature: float,
+    num_microbatches: int = 1,
+    chunk_size: int = 4096,
+    state_shardings: Any = None,
+) -> Callable[[TrainState, Rollout, Any], tuple[TrainState, dict[str, Any]]]:
+    """A compiled ``(state, rollout, rows) -> (state, metrics)``: one optimizer step on the chosen rows.
+
+    The gradient is accumulated over ``num_microbatches`` pieces in f32; the weights of tokens are fixed before the
+    split, so the result does not depend on their number (to about 1e-6). Where the gradient's norm or the loss is not
+    finite the step changes neither parameters nor optimizer and is counted. ``state`` is donated.
+    """
+    loss = make_loss(model, token_loss, max_response=max_response, temperature=temperature, chunk_size=chunk_size)
+
+    def accumulate(params, batch):
+        weights = reduction_weights(batch.loss_mask, reduction=reduction, max_response=max_response)
+        gradient = jax.value_and_grad(loss, has_aux=True)
+
+        def one(total, piece):
+            (value, sums), grads = gradient(params, *piece)
+            add = lambda a, b: a + b.astype(a.dtype)  # noqa: E731
+            return jax.tree.map(add, total, (value, sums, grads)), None
+
+        pieces = split_rows((batch, weights), num_microbatches)
+        shapes = jax.eval_shape(lambda piece: gradient(params, *piece), jax.tree.map(lambda x: x[0], pieces))
+        (value, sums), _ = shapes
+        zeros = lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))  # noqa: E731
+        total = jax.tree.map(zeros, (value, sums, params))
+        return lax.scan(one, total, pieces)[0]
+
+    def update(state, rollout, rows):
+        batch = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), rollout)
+        value, sums, grads = accumulate(state.params, batch)
+        tokens = jnp.maximum(jnp.sum(batch.loss_mask), 1)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(norm) & jnp.isfinite(value)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+        skipped = 1 - finite.astype(jnp.int32)
+        state = TrainState(
+            params=jax.tree.map(keep, params, state.params),
+            opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+            updates=state.updates + 1,
+            skipped=state.skipped + skipped,
+            skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        )
+        metrics = {name: x / tokens for name, x in sums.items()}
+        return state, metrics | {"loss": value, "grad_norm": norm, "skipped": skipped}
+
+    out = None if state_shardings is None else (state_shardings, None)
+    return jax.jit(update, donate_argnums=0, out_shardings=out)
+
+
+def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, Any]:
+    """Scalars of one rollout batch: rewards, lengths, entropy and the gap between sampler and trainer."""
+    mask = rollout.response_mask
+    rewards = rollout.rewards.reshape(-1, group_size)
+    gap = jnp.abs(rollout.old_log_probs - rollout.raw_log_probs)
+    return {
+        "reward": jnp.mean(rewards),
+        "equal_groups": jnp.mean((jnp.max(rewards, 1) == jnp.min(rewards, 1)).astype(jnp.float32)),
+        "response_length": jnp.mean(jnp.sum(mask, axis=1)),
+        "truncated": jnp.mean(1.0 - rollout.stopped.astype(jnp.float32)),
+        "sampler_entropy": masked_mean(rollout.entropy, mask),
+        "trainer_entropy": masked_mean(rollout.old_entropy, mask),
+        "log_prob_gap_mean": masked_mean(gap, mask),
+        "log_prob_gap_max": jnp.max(jnp.where(mask, gap, 0.0)),
+        "tokens": jnp.sum(mask),
+    }

@@ -1,0 +1,17 @@
+"""The policy: a pure transformer, its rewindable cache, its tokenizers and where weights come from."""
+
+from entropy_rl.model.cache import KVCache, PrefixStore, init_cache, rewind
+from entropy_rl.model.llama2c import load_llama2c
+from entropy_rl.model.transformer import RopeScaling, Transformer, TransformerConfig, head_weight
+
+__all__ = [
+    "KVCache",
+    "PrefixStore",
+    "RopeScaling",
+    "Transformer",
+    "TransformerConfig",
+    "head_weight",
+    "init_cache",
+    "load_llama2c",
+    "rewind",
+]

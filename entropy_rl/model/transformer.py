@@ -1,0 +1,257 @@
+"""The policy network: a decoder-only transformer in Flax linen, pure in its parameters.
+
+``model.apply(params, tokens, positions, cache) -> (hidden, cache)``: it returns final hidden states, never logits,
+so that fused kernels get (hidden, W); ``head_weight`` gives W. Layers are scanned over stacked parameters and
+rematerialised; every parameter carries logical axis names, which ``entropy_rl.parallel.mesh`` maps to a mesh.
+One set of options covers Qwen2/2.5/3, Llama 2/3 and Mistral.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from entropy_rl.model.cache import KVCache, append, cached_attention, init_cache
+
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Frequency scaling of rotary positions.
+
+    Attributes:
+        kind: "linear" divides every frequency by ``factor``; "llama3" divides only those of long wavelength.
+        factor: how much longer the context becomes.
+        low_frequency_factor, high_frequency_factor, original_max_positions: of "llama3", as in its config.json.
+    """
+
+    kind: str = "linear"
+    factor: float = 1.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_max_positions: int = 8192
+
+    def __post_init__(self):
+        if self.kind not in ("linear", "llama3"):
+            raise ValueError(f"rope scaling {self.kind!r} is not one of linear, llama3")
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes and options of a decoder-only transformer.
+
+    Attributes:
+        vocab_size, num_layers, embed_dim, mlp_dim: V, L, D, F.
+        num_heads, num_kv_heads, head_dim: N, K (divides N), H (even).
+        rope_theta: base of the rotary frequencies; ``rope_scaling``: None or their scaling.
+        norm_eps: epsilon of every RMSNorm.
+        qkv_bias: biases on query, key and value projections (Qwen2).
+        qk_norm: RMSNorm over H on queries and keys before rotation (Qwen3).
+        tied_embeddings: the unembedding is the embedding.
+        logit_soft_cap: c of c*tanh(logits/c), or None.
+        dtype: of computations, "float32" or "bfloat16"; softmax and norms are in f32 either way.
+        param_dtype: of stored parameters.
+        remat: "none", "full" (recompute each layer) or "dots" (keep matrix products).
+    """
+
+    vocab_size: int
+    num_layers: int
+    embed_dim: int
+    mlp_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-6
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    tied_embeddings: bool = False
+    logit_soft_cap: float | None = None
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: str = "full"
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} is odd; rotary positions need pairs")
+        if self.remat not in REMAT_POLICIES:
+            raise ValueError(f"remat={self.remat!r} is not one of {', '.join(REMAT_POLICIES)}")
+
+
+def rotary_angles(config: TransformerConfig, positions: Int[Array, "B T"]) -> Float[Array, "B T h"]:
+    """Angles position * frequency of each pair of the head, [B, T, H/2], in f32 or wider."""
+    half = config.head_dim // 2
+    dtype = jnp.promote_types(config.dtype, jnp.float32)
+    frequency = config.rope_theta ** -(jnp.arange(half, dtype=dtype) / half)
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.kind == "linear":
+        frequency = frequency / scaling.factor
+    elif scaling is not None:
+        wavelength = 2 * math.pi / frequency
+        low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+        smooth = (scaling.original_max_positions / wavelength - low) / (high - low)
+        smooth = jnp.clip(smooth, 0.0, 1.0)
+        frequency = (1 - smooth) * frequency / scaling.factor + smooth * frequency
+    return positions[..., None].astype(dtype) * frequency[None, None]
+
+
+def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T h"]) -> Float[Array, "B T N H"]:
+    """Rotates the pairs (x[i], x[i + H/2]) by the angles (the half-split convention), computed in f32 or wider."""
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    first, second = jnp.split(x.astype(angles.dtype), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def causal_attention(
+    query: Float[Array, "B T N H"], keys: Float[Array, "B T K H"], values: Float[Array, "B T K H"]
+) -> Float[Array, "B T N H"]:
+    """Attention of every token to itself and what is before it; rows are right-padded, so no other mask is needed."""
+    return jax.nn.dot_product_attention(query, keys, values, is_causal=True)
+
+
+def _named(axes: tuple[str, ...], scale: float = 1.0, fan_in: int = 1):
+    initializer = nn.initializers.normal(scale * fan_in**-0.5)
+    return nn.with_logical_partitioning(initializer, axes)
+
+
+class Layer(nn.Module):
+    """One pre-norm block: attention, then SwiGLU."""
+
+    config: TransformerConfig
+
+    def _norm(self, name: str, axis: str = "embed_norm"):
+        c = self.config
+        scale = nn.with_logical_partitioning(nn.initializers.ones, (axis,))
+        return nn.RMSNorm(c.norm_eps, c.dtype, c.param_dtype, scale_init=scale, name=name)
+
+    def _dense(self, name: str, features, axes: tuple[str, ...], fan_in: int, *, contract=-1, bias=False, scale=1.0):
+        c = self.config
+        bias_axes = axes[-len(features) :] if isinstance(features, tuple) else axes[-1:]
+        return nn.DenseGeneral(
+            features,
+            axis=contract,
+            use_bias=bias,
+            dtype=c.dtype,
+            param_dtype=c.param_dtype,
+            kernel_init=_named(axes, scale, fan_in),
+            bias_init=nn.with_logical_partitioning(nn.initializers.zeros, bias_axes),
+            name=name,
+        )
+
+    @nn.compact
+    def __call__(self, hidden, angles, cache, layer):
+        c = self.config
+        residual_scale = (2 * c.num_layers) ** -0.5
+        x = self._norm("attention_norm")(hidden)
+        query, keys, values = (
+            self._dense(name, (heads, c.head_dim), ("embed", axis, "head_dim"), c.embed_dim, bias=c.qkv_bias)(x)
+            for name, heads, axis in (
+                ("query", c.num_heads, "heads"),
+                ("key", c.num_kv_heads, "kv_heads"),
+                ("value", c.num_kv_heads, "kv_heads"),
+            )
+        )
+        if c.qk_norm:
+            query, keys = self._norm("query_norm", "head_dim")(query), self._norm("key_norm", "head_dim")(keys)
+        query, keys = rotate(query, angles), rotate(keys, angles)
+        if cache is None:
+            attended, new = causal_attention(query, keys, values), None
+        else:
+            attended, new = cached_attention(query, keys, values, cache, layer), (keys, values)
+        axes = ("heads", "head_dim", "embed")
+        fan_in = c.num_heads * c.head_dim
+        hidden += self._dense("out", c.embed_dim, axes, fan_in, contract=(-2, -1), scale=residual_scale)(attended)
+        x = self._norm("mlp_norm")(hidden)
+        gate = self._dense("gate", c.mlp_dim, ("embed", "mlp"), c.embed_dim)(x)
+        up = self._dense("up", c.mlp_dim, ("embed", "mlp"), c.embed_dim)(x)
+        down = self._dense("down", c.embed_dim, ("mlp", "embed"), c.mlp_dim, scale=residual_scale)
+        return hidden + down(nn.silu(gate) * up), new
+
+
+class Transformer(nn.Module):
+    """Decoder-only transformer; ``apply(params, tokens, positions, cache=None) -> (hidden, cache)``."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: KVCache | None = None
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """Final hidden states of ``tokens`` at absolute ``positions``.
+
+        Without a cache the tokens are whole right-padded rows. With one they continue each row behind the cache's
+        (stored prompt and) length, and the returned cache holds them too; ``positions`` must say so.
+        """
+        c = self.config
+        embed = nn.Embed(
+            c.vocab_size,
+            c.embed_dim,
+            dtype=c.dtype,
+            param_dtype=c.param_dtype,
+            embedding_init=_named(("vocab", "embed"), fan_in=c.embed_dim),
+            name="embed",
+        )
+        if not c.tied_embeddings:
+            self.param("head", _named(("embed", "vocab"), fan_in=c.embed_dim), (c.embed_dim, c.vocab_size), c.param_dtype)
+        hidden = embed(tokens)
+        body = Layer
+        if REMAT_POLICIES[c.remat] is not None and cache is None:
+            body = nn.remat(Layer, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
+        scanned = nn.scan(
+            body,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast, 0),
+            length=c.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        layers = jnp.arange(c.num_layers)
+        hidden, new = scanned(c, name="layers")(hidden, rotary_angles(c, positions), cache, layers)
+        if cache is not None:
+            cache = append(cache, *new)
+        final_scale = nn.with_logical_partitioning(nn.initializers.ones, ("embed_norm",))
+        norm = nn.RMSNorm(c.norm_eps, c.dtype, c.param_dtype, scale_init=final_scale, name="final_norm")
+        return norm(hidden), cache
+
+    def init_params(self, key: Any) -> Any:
+        """Fresh parameters as plain arrays (``{"params": ...}``), without the boxes that hold logical axis names."""
+        return nn.unbox(self.init(key, *self._example()))
+
+    def logical_axes(self) -> Any:
+        """A tree like the parameters with a PartitionSpec of logical axis names at each leaf."""
+        boxed = jax.eval_shape(self.init, jax.random.key(0), *self._example())
+        return nn.get_partition_spec(boxed)
+
+    def _example(self):
+        return jnp.zeros((1, 2), jnp.int32), jnp.arange(2)[None]
+
+    def empty_cache(self, batch: int, slots: int) -> KVCache:
+        """An empty cache that fits this model; see ``init_cache``."""
+        c = self.config
+        return init_cache(
+            num_layers=c.num_layers,
+            batch=batch,
+            num_kv_heads=c.num_kv_heads,
+            slots=slots,
+            head_dim=c.head_dim,
+            dtype=jnp.dtype(c.dtype),
+        )
+
+
+def head_weight(config: TransformerConfig, params: Any) -> tuple[Array, str]:
+    """The unembedding and its layout ("DV" or, tied, "VD"), in the dtype of computations."""
+    tree = params["params"]
+    weight, layout = (tree["embed"]["embedding"], "VD") if config.tied_embeddings else (tree["head"], "DV")
+    return weight.astype(config.dtype), layout

@@ -1,0 +1,43 @@
+"""Advantages from the rewards of a prompt's samples."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from entropy_rl.masked import masked_mean, masked_std
+
+NORMALIZATIONS = ("std", "none")
+
+
+def group_relative_advantages(
+    rewards: Float[Array, "P G"],
+    mask: Bool[Array, "P G"] | None = None,
+    *,
+    normalize: str = "std",
+    scale: float = 1.0,
+    epsilon: float = 1e-6,
+) -> Float[Array, "P G"]:
+    """A = (R - mu) / (scale * sigma + epsilon) within each group; sigma is the unbiased standard deviation.
+
+    Source: Shao et al. 2024, DeepSeekMath (GRPO), https://arxiv.org/abs/2402.03300, section 4.1.2; without division
+    ("none") Liu et al. 2025, Dr. GRPO, https://arxiv.org/abs/2503.20783.
+
+    Args:
+        rewards: of the G samples of each prompt.
+        mask: which samples exist, for groups of unequal size; None for all.
+        normalize: "std" divides as above, "none" only subtracts the mean.
+        scale: factor of sigma.
+        epsilon: added to the denominator.
+
+    Returns:
+        Advantages; 0 where ``mask`` is false, and in groups of one (whose sigma counts as 0).
+
+    Raises:
+        ValueError: for an unknown ``normalize``.
+    """
+    if normalize not in NORMALIZATIONS:
+        raise ValueError(f"normalize={normalize!r} is not one of {', '.join(NORMALIZATIONS)}")
+    mask = jnp.ones(rewards.shape, bool) if mask is None else mask
+    centred = jnp.where(mask, rewards - masked_mean(rewards, mask, axis=1)[:, None], 0.0)
+    if normalize == "none":
+        return centred
+    return centred / (scale * masked_std(rewards, mask, axis=1)[:, None] + epsilon)

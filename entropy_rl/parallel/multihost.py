@@ -1,0 +1,30 @@
+"""One program, every process: start-up and the rows each process holds."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+
+def initialize(*, coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None):
+    """Joins the processes of a run; on TPU pods and under SLURM or Kubernetes the arguments are found by JAX."""
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def is_main() -> bool:
+    """Whether this process writes logs, metrics and reports."""
+    return jax.process_index() == 0
+
+
+def to_global(local: Any, sharding: NamedSharding) -> Any:
+    """Global arrays from each process's own rows, in the order of processes."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), local)
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+    """This process's rows of a row-sharded array, in order, each once."""
+    if jax.process_count() == 1:
+        return np.asarray(array)
+    pieces = {(shard.index[0].start or 0): shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(pieces[start]) for start in sorted(pieces)])

@@ -1,0 +1,81 @@
+"""Sampling over a mesh: every data shard runs the whole decode loop on its own prompts, without the others."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from entropy_rl.model.transformer import Transformer
+from entropy_rl.parallel.mesh import ROW_AXES, row_shards, row_sharding
+from entropy_rl.rollout.drawing import check_sampling_options
+from entropy_rl.rollout.sampling import _local_sample
+from entropy_rl.types import PromptBatch, Rollout
+
+
+def make_sampler(
+    model: Transformer,
+    mesh: Mesh,
+    *,
+    samples_per_prompt: int,
+    max_response: int,
+    slots_per_device: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    stop_tokens: tuple[int, ...] = (),
+) -> Callable[[Any, PromptBatch, Any], Rollout]:
+    """A compiled ``(params, prompts, key) -> Rollout`` with prompts and rows split over ``data`` and ``fsdp``.
+
+    ``params`` are split over ``tensor`` only (``sampling_shardings``). Groups are prompt-major, so none spans two
+    shards. ``slots_per_device`` rows are decoded at once on each shard; at equal slots a row's tokens and log-probs
+    are bit-identical on any number of data shards. Other arguments as in ``sample``.
+
+    Raises:
+        ValueError: for options out of range, or, when called, for prompts that do not divide over the shards.
+    """
+    check_sampling_options(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    if min(samples_per_prompt, max_response, slots_per_device) < 1:
+        raise ValueError("samples_per_prompt, max_response and slots_per_device must be at least 1")
+    shards = row_shards(mesh)
+
+    def local(params, prompts, key):
+        limit = jnp.full(prompts.tokens.shape[0] * samples_per_prompt, max_response, jnp.int32)
+        return _local_sample(
+            model,
+            params,
+            prompts,
+            key,
+            limit,
+            samples_per_prompt=samples_per_prompt,
+            max_response=max_response,
+            stop_tokens=tuple(stop_tokens),
+            slots=slots_per_device,
+            temperature=float(temperature),
+            top_k=top_k,
+            top_p=float(top_p),
+            min_p=float(min_p),
+        )
+
+    rows, whole = PartitionSpec(ROW_AXES), PartitionSpec()
+    sharded = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(whole, rows, whole),
+        out_specs=rows,
+        axis_names=set(ROW_AXES),
+        check_vma=False,
+    )
+    compiled = jax.jit(sharded, out_shardings=row_sharding(mesh))
+
+    def sampler(params: Any, prompts: PromptBatch, key: Any) -> Rollout:
+        if prompts.tokens.shape[0] % shards:
+            raise ValueError(
+                f"{prompts.tokens.shape[0]} prompts do not divide over {shards} data shards; "
+                "make prompts_per_step a multiple of data x fsdp"
+            )
+        return compiled(params, jax.device_put(prompts, row_sharding(mesh)), key)
+
+    return sampler

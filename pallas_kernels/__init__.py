@@ -1,0 +1,5 @@
+"""Fused kernels, one folder per operation, each with a readable reference and a portable implementation."""
+
+from pallas_kernels.linear_token_stats.api import TokenStats, linear_token_stats, token_stats
+
+__all__ = ["TokenStats", "linear_token_stats", "token_stats"]

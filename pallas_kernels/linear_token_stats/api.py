@@ -1,0 +1,80 @@
+"""The two entry points: ``linear_token_stats`` from hidden states, ``token_stats`` from logits."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.linear_token_stats import chunked_xla, reference
+from pallas_kernels.linear_token_stats.types import TokenStats
+
+__all__ = ["IMPLEMENTATIONS", "TokenStats", "linear_token_stats", "token_stats"]
+
+IMPLEMENTATIONS = ("auto", "xla", "reference")
+
+
+def linear_token_stats(
+    hidden: Float[Array, "R D"],
+    weight: Float[Array, "_ _"],
+    targets: Int[Array, "R"],
+    *,
+    temperature: float = 1.0,
+    soft_cap: float | None = None,
+    weight_layout: str = "DV",
+    with_varentropy: bool = False,
+    chunk_size: int = 4096,
+    implementation: str = "auto",
+) -> TokenStats:
+    """Statistics of softmax(cap(hidden W) / temperature) without an array of [rows, vocabulary].
+
+    z = c tanh(hW / c) / temperature;  log_probs = z_y - lse z;  entropy = lse z - sum p z;
+    varentropy = sum p (log p)^2 - entropy^2. Everything is accumulated in f32. Differentiable in ``hidden`` and
+    ``weight``; where inputs are bf16 so are both backward products' operands, with f32 accumulation.
+
+    Args:
+        hidden: final hidden states, f32 or bf16.
+        weight: unembedding, [D, V] or, with ``weight_layout="VD"``, [V, D].
+        targets: token ids in [0, V).
+        temperature: positive; divides the (capped) logits.
+        soft_cap: c of the logit soft-cap, or None.
+        weight_layout: "DV" or "VD" (tied embedding).
+        with_varentropy: also return ``varentropy``, else that field is None.
+        chunk_size: vocabulary columns held at once by the "xla" implementation.
+        implementation: "reference" (holds all logits), "xla" (vocabulary chunks), or "auto", which is "xla".
+
+    Returns:
+        TokenStats of f32 [R], in nats.
+
+    Raises:
+        ValueError: for an unknown implementation or layout, a temperature that is not positive, or shapes that
+            do not fit.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation {implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
+    if weight_layout not in ("DV", "VD"):
+        raise ValueError(f"weight_layout must be 'DV' or 'VD', got {weight_layout!r}")
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}; greedy choice has no log-prob gradient")
+    if weight.shape[weight_layout.index("D")] != hidden.shape[1]:
+        raise ValueError(f"weight {weight.shape} in layout {weight_layout} does not fit hidden {hidden.shape}")
+    options = dict(temperature=float(temperature), soft_cap=soft_cap, weight_layout=weight_layout)
+    if implementation == "reference":
+        stats = reference.linear_token_stats(hidden, weight, targets, **options)
+        return stats if with_varentropy else stats.replace(varentropy=None)
+    return chunked_xla.linear_token_stats(
+        hidden, weight, targets, with_varentropy=with_varentropy, chunk_size=chunk_size, **options
+    )
+
+
+def token_stats(
+    logits: Float[Array, "R V"],
+    targets: Int[Array, "R"],
+    *,
+    temperature: float = 1.0,
+    soft_cap: float | None = None,
+    with_varentropy: bool = False,
+) -> TokenStats:
+    """The same statistics from logits already at hand, [R, V]; see ``linear_token_stats``."""
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}; greedy choice has no log-prob gradient")
+    z = reference.scaled_logits(logits.astype(jnp.float32), temperature, soft_cap)
+    stats = reference.stats_from_scaled_logits(z, targets)
+    return stats if with_varentropy else stats.replace(varentropy=None)
