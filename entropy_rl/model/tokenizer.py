@@ -1,4 +1,4 @@
-"""Tokenizers: characters for generated tasks, SentencePiece for text. All have the same five attributes."""
+"""Tokenizers: characters for generated tasks, SentencePiece for text. All answer to ``Tokenizer``."""
 
 import os
 from collections.abc import Sequence
@@ -20,6 +20,10 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``; start, end and padding marks give nothing."""
+        ...
+
+    def piece(self, token: int) -> str:
+        """What one id shows as in a transcript."""
         ...
 
 
@@ -46,6 +50,10 @@ class CharTokenizer:
         """Characters of the ids; other ids give nothing."""
         return "".join(self._characters[i - 3] for i in ids if 3 <= i < self.vocab_size)
 
+    def piece(self, token: int) -> str:
+        """The character, or the mark's name."""
+        return self._characters[token - 3] if token >= 3 else ("<pad>", "<s>", "</s>")[token]
+
 
 class SentencePieceTokenizer:
     """Any SentencePiece ``.model``; it must define a start and an end piece."""
@@ -69,6 +77,10 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``; control pieces give nothing."""
         return self._model.decode([int(i) for i in ids if i < self.vocab_size])
+
+    def piece(self, token: int) -> str:
+        """The piece, with its blanks as blanks."""
+        return self._model.id_to_piece(token).replace("\u2581", " ")
 
 
 def train_sentencepiece(texts, path: str | os.PathLike, *, vocab_size: int, seed: int = 0) -> SentencePieceTokenizer:

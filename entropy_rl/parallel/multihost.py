@@ -28,3 +28,12 @@ def local_rows(array: jax.Array) -> np.ndarray:
         return np.asarray(array)
     pieces = {(shard.index[0].start or 0): shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(pieces[start]) for start in sorted(pieces)])
+
+
+def gather_rows(local: np.ndarray) -> np.ndarray:
+    """All processes' rows, in the order of processes, on every process."""
+    if jax.process_count() == 1:
+        return local
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(local, tiled=True))

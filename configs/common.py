@@ -1,0 +1,120 @@
+"""Every default, with its unit. Other config files start from ``base_config`` and change what differs."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def base_config() -> ConfigDict:
+    """All keys of a run. Values here are the embedded default's."""
+    config = ConfigDict()
+    config.seed = 0  # of parameters, data order and sampling
+    config.steps = 120  # rollout batches of the whole run
+    config.reward = ""  # "module:function" of (problem, response) -> float; "" uses the task's own
+
+    config.task = ConfigDict()
+    config.task.name = "chains"  # chains, countdown, gsm8k, files, or "module:factory"
+    config.task.options = ConfigDict()  # keyword arguments of the task
+
+    config.tokenizer = ConfigDict()
+    config.tokenizer.path = ""  # a SentencePiece .model; "": characters, or train one where the task has text
+    config.tokenizer.vocab_size = 2048  # pieces of a vocabulary trained here
+
+    config.model = ConfigDict()
+    config.model.num_layers = 3
+    config.model.embed_dim = 96
+    config.model.mlp_dim = 256
+    config.model.num_heads = 4
+    config.model.num_kv_heads = 2
+    config.model.head_dim = 24
+    config.model.rope_theta = 10_000.0
+    config.model.norm_eps = 1e-6
+    config.model.qkv_bias = False
+    config.model.qk_norm = True
+    config.model.tied_embeddings = False
+    config.model.logit_soft_cap = placeholder(float)  # None: no cap
+    config.model.dtype = "float32"  # of computations: float32 or bfloat16
+    config.model.param_dtype = "float32"  # of stored parameters
+    config.model.remat = "none"  # none, full, dots
+
+    config.base = ""  # workdir of a pretraining run; "": pretrain first, under WORKDIR/base
+    config.pretrain = ConfigDict()
+    config.pretrain.steps = 400  # 0: start from random parameters
+    config.pretrain.batch_size = 128  # demonstrations
+    config.pretrain.learning_rate = 2e-3
+    config.pretrain.warmup_steps = 20
+    config.pretrain.weight_decay = 0.0
+    config.pretrain.max_length = 64  # tokens of prompt and demonstration, longer ones are cut
+    config.pretrain.learn_prompt = False  # also model the prompt's tokens
+    config.pretrain.microbatches = 1
+    config.pretrain.checkpoint_every = 200  # steps
+
+    config.sampling = ConfigDict()
+    config.sampling.max_prompt = 16  # tokens, start mark included
+    config.sampling.max_response = 48  # tokens, stop mark included
+    config.sampling.temperature = 1.0
+    config.sampling.top_k = placeholder(int)  # None: all tokens
+    config.sampling.top_p = 1.0
+    config.sampling.min_p = 0.0
+    config.sampling.slots_per_device = 64  # rows decoded at once
+
+    config.batch = ConfigDict()
+    config.batch.prompts = 32  # per step, over all devices
+    config.batch.samples = 8  # responses per prompt
+    config.batch.minibatches = 2  # optimizer steps per pass over the rollout batch
+    config.batch.epochs = 1  # passes over the rollout batch
+    config.batch.microbatches = 1  # pieces a minibatch's gradient is accumulated over
+    config.batch.mask_truncated = False  # leave responses cut by the length limit out of the loss
+
+    config.recipe = ConfigDict()
+    config.recipe.name = "grpo"
+    config.recipe.options = ConfigDict()
+    config.recipe.options.clip_low = 0.2
+    config.recipe.options.clip_high = 0.2
+    config.recipe.options.dual_clip = placeholder(float)  # None: off; 3.0 is usual
+    config.recipe.options.kl_coef = 0.0  # per nat of KL(policy || base)
+    config.recipe.options.normalize = "std"  # std, none
+    config.recipe.options.reduction = "sequence_mean"  # sequence_mean, token_mean, fixed_length
+    config.recipe.options.importance = "none"  # none, token, sequence: weights for the sampler/trainer gap
+    config.recipe.options.importance_ceiling = 2.0
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 2e-4
+    config.optimizer.schedule = "constant"  # constant, linear, cosine
+    config.optimizer.warmup_steps = 4  # optimizer steps
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.epsilon = 1e-8
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.max_grad_norm = 1.0  # global norm
+    config.optimizer.max_skipped_in_a_row = 5  # stop after so many non-finite gradients in a row
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # -1: all devices that are left
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+
+    config.eval = ConfigDict()
+    config.eval.every = 0  # steps; 0: only before and after
+    config.eval.problems = 512  # of the test split
+    config.eval.samples = 8  # per problem, at the temperature below
+    config.eval.temperature = 1.0
+    config.eval.top_k = placeholder(int)
+    config.eval.top_p = 1.0
+    config.eval.batch = 128  # prompts sampled at once
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 20  # steps
+    config.checkpoint.keep = 2  # latest
+    config.checkpoint.keep_best = 1  # by mean@k on held-out problems
+
+    config.log = ConfigDict()
+    config.log.every = 10  # steps between lines where there is no terminal
+    config.log.tensorboard = True
+    config.log.wandb_project = ""  # needs the "wandb" extra
+    config.log.rollouts_every = 0  # steps between saved rollouts, for transcripts; 0: none
+    config.log.rollouts_prompts = 8  # prompts saved each time
+
+    config.head_chunk = 4096  # vocabulary columns of the output layer held at once
+    config.profile = False  # trace steps 3 to 5 into WORKDIR/profile
+    config.debug_nans = False  # stop at the first NaN, slowly
+    return config

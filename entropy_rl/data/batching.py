@@ -1,0 +1,91 @@
+"""Problems to arrays: right-padded prompts, and demonstrations as rows to imitate."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from entropy_rl.data.tasks import Problem, Task
+from entropy_rl.model.tokenizer import Tokenizer
+from entropy_rl.types import PromptBatch, Rollout
+
+
+def _pad(rows: Sequence[Sequence[int]], size: int) -> np.ndarray:
+    padded = np.zeros((len(rows), size), np.int32)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    return padded
+
+
+def encode_prompt(problem: Problem, tokenizer: Tokenizer) -> list[int]:
+    """Start id, then the prompt's ids."""
+    return [tokenizer.bos_id, *tokenizer.encode(problem.prompt)]
+
+
+def encode_prompts(problems: Sequence[Problem], tokenizer: Tokenizer, max_prompt: int) -> PromptBatch:
+    """A PromptBatch of NumPy arrays, [P, max_prompt].
+
+    Raises:
+        ValueError: for a prompt longer than ``max_prompt`` tokens.
+    """
+    rows = [encode_prompt(problem, tokenizer) for problem in problems]
+    for problem, row in zip(problems, rows, strict=True):
+        if len(row) > max_prompt:
+            raise ValueError(
+                f"prompt of problem {problem.id} has {len(row)} tokens, max_prompt is {max_prompt}; "
+                "raise config.sampling.max_prompt"
+            )
+    zeros = np.zeros(len(rows), np.int32)
+    return PromptBatch(
+        tokens=_pad(rows, max_prompt),
+        length=np.array([len(row) for row in rows], np.int32),
+        ids=np.array([problem.id for problem in problems], np.int32),
+        context=zeros,
+        round=zeros,
+    )
+
+
+def encode_demonstrations(
+    problems: Sequence[Problem],
+    task: Task,
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    seed: int,
+    learn_prompt: bool = False,
+) -> Rollout:
+    """Prompt and demonstration as rows of a Rollout [B, max_length], NumPy; end id included, cut at ``max_length``.
+
+    With ``learn_prompt`` the mask covers the prompt too (all but its start id): language modelling of whole rows.
+    """
+    rows, starts = [], []
+    for problem in problems:
+        prompt = encode_prompt(problem, tokenizer)
+        response = [*tokenizer.encode(task.demonstration(problem, seed)), tokenizer.eos_id]
+        rows.append((prompt + response)[:max_length])
+        starts.append(1 if learn_prompt else min(len(prompt), max_length - 1))
+    length = np.array([len(row) for row in rows], np.int32)
+    start = np.array(starts, np.int32)
+    at = np.arange(max_length)[None]
+    mask = (at >= start[:, None]) & (at < length[:, None])
+    zeros = np.zeros((len(rows), max_length), np.float32)
+    return Rollout(
+        tokens=_pad(rows, max_length),
+        prompt_length=start,
+        length=length,
+        response_mask=mask,
+        sampler_log_probs=zeros,
+        raw_log_probs=zeros,
+        entropy=zeros,
+        stopped=np.ones(len(rows), bool),
+        loss_mask=mask,
+    )
+
+
+def decode_responses(tokens: np.ndarray, mask: np.ndarray, tokenizer: Tokenizer) -> list[str]:
+    """Text of each row's response."""
+    return [tokenizer.decode(row[keep].tolist()) for row, keep in zip(tokens, mask, strict=True)]
+
+
+def shorter_than(problems: Sequence[Problem], tokenizer: Tokenizer, max_prompt: int) -> list[int]:
+    """Indices of the problems whose prompt fits ``max_prompt`` tokens."""
+    return [i for i in range(len(problems)) if len(encode_prompt(problems[i], tokenizer)) <= max_prompt]

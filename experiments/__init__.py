@@ -1,0 +1,1 @@
+"""Modules a user runs; the only code that reads a config."""

@@ -1,0 +1,277 @@
+"""From a config to the parts of a run: task, tokenizer, model, mesh, parameters. Wrong input ends here, in a sentence."""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from entropy_rl.data.batching import shorter_than
+from entropy_rl.data.tasks import Chains, Countdown, Problem, Task
+from entropy_rl.learner import init_state
+from entropy_rl.model.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer, train_sentencepiece
+from entropy_rl.model.transformer import Transformer, TransformerConfig
+from entropy_rl.parallel import mesh as mesh_lib
+from entropy_rl.parallel.multihost import is_main
+from entropy_rl.types import TrainState
+
+Reward = Callable[[Problem, str], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What pretraining, training and evaluation share."""
+
+    config: ConfigDict
+    task: Task
+    reward: Reward
+    tokenizer: Tokenizer
+    model: Transformer
+    mesh: Any
+    param_shardings: Any
+    sampling_shardings: Any
+
+    def problems(self, split: str) -> Sequence[Problem]:
+        """Problems of a split whose prompts fit ``sampling.max_prompt``."""
+        problems = self.task.problems(split)
+        if self.task.alphabet is not None:
+            return problems  # generated: length is bounded by the task's options, and checked when encoded
+        kept = shorter_than(problems, self.tokenizer, self.config.sampling.max_prompt)
+        if not kept:
+            raise ValueError(
+                f"no {split} problem fits {self.config.sampling.max_prompt} tokens; raise config.sampling.max_prompt"
+            )
+        if len(kept) < len(problems) and is_main():
+            dropped = len(problems) - len(kept)
+            print(f"{split}: {dropped} of {len(problems)} problems have longer prompts and are left out", file=sys.stderr)
+        return [problems[i] for i in kept]
+
+
+@contextlib.contextmanager
+def one_sentence() -> Iterator[None]:
+    """Turns a ValueError about the user's input into one sentence on standard error and exit status 2."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError) as error:
+        if os.environ.get("ENTROPY_RL_TRACEBACK"):
+            raise
+        text = error.args[0] if error.args else error
+        print(f"error: {text}", file=sys.stderr)
+        sys.exit(2)
+
+
+def load_object(path: str) -> Any:
+    """The object at "module:name"; ValueError says what is missing."""
+    module, colon, name = path.partition(":")
+    if not colon:
+        raise ValueError(f"{path!r} is not of the form module:name")
+    sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise ValueError(f"cannot import {module!r} for {path!r}: {error}") from None
+    except AttributeError:
+        raise ValueError(f"module {module!r} has no {name!r}") from None
+    finally:
+        sys.path.pop(0)
+
+
+def _gsm8k(*, directory: str = "", template: str = "{problem}\n", data_dir: str | None = None) -> Task:
+    from entropy_rl.data.datasets import FileTask, Gsm8k
+
+    directory = directory or os.path.join(os.environ.get("ENTROPY_RL_DATA", ""), "gsm8k")
+    if not os.path.isdir(directory):
+        directory = ""  # download the published files
+    return FileTask(Gsm8k(directory=directory, data_dir=data_dir), template=template)
+
+
+def _files(
+    *,
+    train: str,
+    test: str,
+    problem_field: str = "problem",
+    answer_field: str = "answer",
+    solution_field: str = "",
+    template: str = "{problem}\n",
+    data_dir: str | None = None,
+) -> Task:
+    from entropy_rl.data.datasets import FileTask, ProblemFiles
+
+    fields = dict(problem_field=problem_field, answer_field=answer_field, solution_field=solution_field)
+    return FileTask(ProblemFiles(paths=dict(train=train, test=test), data_dir=data_dir, **fields), template=template)
+
+
+TASKS: dict[str, Callable[..., Task]] = {"chains": Chains, "countdown": Countdown, "gsm8k": _gsm8k, "files": _files}
+
+
+def make_task(config: ConfigDict) -> Task:
+    """The task that ``config.task`` names."""
+    name = config.task.name
+    if name not in TASKS and ":" not in name:
+        raise ValueError(f"task {name!r} is not one of {', '.join(TASKS)}, nor of the form module:factory")
+    factory = TASKS[name] if name in TASKS else load_object(name)
+    try:
+        return factory(**config.task.options.to_dict())
+    except TypeError as error:
+        raise ValueError(f"task {name!r} does not take these config.task.options: {error}") from None
+
+
+def make_tokenizer(config: ConfigDict, task: Task, workdir: str) -> Tokenizer:
+    """Characters for generated tasks; else the SentencePiece model named, or one trained once into the workdir."""
+    if config.tokenizer.path:
+        return SentencePieceTokenizer(config.tokenizer.path)
+    if task.alphabet is not None:
+        return CharTokenizer(task.alphabet)
+    path = os.path.join(workdir, "tokenizer.model")
+    if not os.path.exists(path):
+        texts = (problem.prompt + problem.solution for problem in task.problems("train"))
+        train_sentencepiece(texts, path, vocab_size=config.tokenizer.vocab_size)
+    return SentencePieceTokenizer(path)
+
+
+def check_sizes(config: ConfigDict, mesh: Any) -> None:
+    """Raises ValueError where sizes are out of range or do not divide."""
+    batch, sampling, evaluation = config.batch, config.sampling, config.eval
+    positive = {
+        "batch.prompts": batch.prompts,
+        "batch.samples": batch.samples,
+        "batch.minibatches": batch.minibatches,
+        "batch.epochs": batch.epochs,
+        "batch.microbatches": batch.microbatches,
+        "sampling.max_prompt": sampling.max_prompt,
+        "sampling.max_response": sampling.max_response,
+        "sampling.slots_per_device": sampling.slots_per_device,
+        "pretrain.batch_size": config.pretrain.batch_size,
+        "pretrain.microbatches": config.pretrain.microbatches,
+        "eval.problems": evaluation.problems,
+        "eval.samples": evaluation.samples,
+        "eval.batch": evaluation.batch,
+        "checkpoint.every": config.checkpoint.every,
+        "log.every": config.log.every,
+        "head_chunk": config.head_chunk,
+    }
+    for name, value in positive.items():
+        if value < 1:
+            raise ValueError(f"config.{name}={value} must be at least 1")
+    if config.sampling.temperature <= 0:
+        raise ValueError("config.sampling.temperature must be positive: greedy responses carry no gradient signal")
+    shards = mesh_lib.row_shards(mesh)
+    rows = batch.prompts * batch.samples
+    pieces = batch.minibatches * batch.microbatches
+    if batch.prompts % shards:
+        raise ValueError(f"config.batch.prompts={batch.prompts} does not divide over {shards} data shards")
+    if rows % (pieces * shards):
+        raise ValueError(
+            f"{rows} rows (batch.prompts x batch.samples) do not divide into {batch.minibatches} minibatches of "
+            f"{batch.microbatches} microbatches over {shards} data shards"
+        )
+    if config.pretrain.batch_size % (config.pretrain.microbatches * shards):
+        raise ValueError(
+            f"config.pretrain.batch_size={config.pretrain.batch_size} does not divide into "
+            f"{config.pretrain.microbatches} microbatches over {shards} data shards"
+        )
+    if evaluation.batch % shards:
+        raise ValueError(f"config.eval.batch={evaluation.batch} does not divide over {shards} data shards")
+
+
+def build(config: ConfigDict, workdir: str) -> Parts:
+    """All parts of a run; nothing is sampled or trained yet.
+
+    Raises:
+        ValueError: with one sentence, for any config that cannot run.
+    """
+    jax.config.update("jax_debug_nans", config.debug_nans)
+    mesh = mesh_lib.make_mesh(**config.mesh.to_dict())
+    check_sizes(config, mesh)
+    os.makedirs(workdir, exist_ok=True)
+    task = make_task(config)
+    tokenizer = make_tokenizer(config, task, workdir)
+    model = Transformer(TransformerConfig(vocab_size=tokenizer.vocab_size, **config.model.to_dict()))
+    axes, shapes = model.logical_axes(), jax.eval_shape(model.init_params, jax.random.key(0))
+    return Parts(
+        config=config,
+        task=task,
+        reward=load_object(config.reward) if config.reward else task.reward,
+        tokenizer=tokenizer,
+        model=model,
+        mesh=mesh,
+        param_shardings=mesh_lib.param_shardings(mesh, axes, shapes),
+        sampling_shardings=mesh_lib.sampling_shardings(mesh, axes, shapes),
+    )
+
+
+def random_params(parts: Parts) -> Any:
+    """Parameters from the config's seed, sharded for the update; the same on every mesh."""
+    key = jax.random.key(parts.config.seed)
+    return jax.jit(parts.model.init_params, out_shardings=parts.param_shardings)(key)
+
+
+def sharded_state(parts: Parts, params: Any, optimizer: optax.GradientTransformation) -> tuple[TrainState, Any]:
+    """(train state of ``params`` at update 0, its shardings); optimizer moments lie where their parameters do."""
+    whole = mesh_lib.replicated(parts.mesh)
+    shapes = jax.eval_shape(optimizer.init, params)
+    moments = optax.tree.map_params(
+        optimizer, lambda _, sharding: sharding, shapes, parts.param_shardings, transform_non_params=lambda _: whole
+    )
+    shardings = TrainState(parts.param_shardings, moments, whole, whole, whole)
+    make = jax.jit(lambda params: init_state(jax.tree.map(jnp.copy, params), optimizer), out_shardings=shardings)
+    return make(params), shardings
+
+
+def config_hash(config: ConfigDict) -> str:
+    """16 hex digits of the config's canonical JSON."""
+    return hashlib.sha256(canonical_json(config).encode()).hexdigest()[:16]
+
+
+def canonical_json(config: ConfigDict) -> str:
+    """The config as JSON with sorted keys."""
+    return json.dumps(config.to_dict(), sort_keys=True, indent=2)
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def remember_config(config: ConfigDict, workdir: str, *, allow_change: bool) -> None:
+    """Writes WORKDIR/config.json; where another one is there already, says what changed and refuses.
+
+    Raises:
+        ValueError: where the workdir belongs to another config and ``allow_change`` is false.
+    """
+    path = os.path.join(workdir, "config.json")
+    text = canonical_json(config)
+    if os.path.exists(path):
+        with open(path) as file:
+            old, new = _flat(json.load(file)), _flat(json.loads(text))
+        changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k, "(none)") != new.get(k, "(none)")]
+        if changed and not allow_change:
+            what = "; ".join(f"{k}: {old.get(k, '(none)')} -> {new.get(k, '(none)')}" for k in changed)
+            raise ValueError(
+                f"{workdir} holds a run with another config ({what}); choose another --workdir, "
+                "or resume it all the same with --allow_config_change"
+            )
+    if is_main():
+        with open(path + ".tmp", "w") as file:
+            file.write(text)
+        os.replace(path + ".tmp", path)
+
+
+def load_config(workdir: str) -> ConfigDict:
+    """The config a workdir was made with."""
+    path = os.path.join(workdir, "config.json")
+    if not os.path.exists(path):
+        raise ValueError(f"{workdir} holds no run: there is no config.json in it")
+    with open(path) as file:
+        return ConfigDict(json.load(file)).lock()

@@ -1,0 +1,76 @@
+"""Sampling held-out problems and counting what is right; used during training and by ``experiments.evaluate``."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from entropy_rl.data.batching import decode_responses, encode_prompts
+from entropy_rl.data.tasks import Problem
+from entropy_rl.evaluate import Estimate, accuracy_estimates, estimate
+from entropy_rl.parallel.mesh import row_sharding
+from entropy_rl.parallel.multihost import gather_rows, local_rows, to_global
+from entropy_rl.rollout.engine import make_sampler
+from experiments.building import Parts
+
+
+def _correct(parts: Parts, sampler, params, problems: Sequence[Problem], batch: int, samples: int, key) -> np.ndarray:
+    """[problems, samples] of 0 and 1; the last batch is filled up with repeats, which do not count."""
+    shares = jax.process_count()
+    correct = []
+    for first in range(0, len(problems), batch):
+        chunk = [problems[i % len(problems)] for i in range(first, first + batch)]
+        mine = chunk[jax.process_index() * batch // shares : (jax.process_index() + 1) * batch // shares]
+        prompts = encode_prompts(mine, parts.tokenizer, parts.config.sampling.max_prompt)
+        rollout = sampler(params, to_global(prompts, row_sharding(parts.mesh)), key)
+        tokens, mask = local_rows(rollout.tokens), local_rows(rollout.response_mask)
+        texts = decode_responses(tokens, mask, parts.tokenizer)
+        grades = [float(parts.task.reward(problem, text) >= 1.0) for problem, text in zip(
+            [problem for problem in mine for _ in range(samples)], texts, strict=True)]  # fmt: skip
+        correct.append(gather_rows(np.array(grades).reshape(-1, samples)))
+    return np.concatenate(correct)[: len(problems)]
+
+
+def make_evaluator(parts: Parts, problems: Sequence[Problem]) -> Callable[[Any], dict[str, Estimate]]:
+    """A function ``params -> estimates``: greedy accuracy, mean@k and pass@k on ``problems``, always the same noise."""
+    options = parts.config.eval
+    common = dict(
+        max_response=parts.config.sampling.max_response,
+        slots_per_device=parts.config.sampling.slots_per_device,
+        stop_tokens=(parts.tokenizer.eos_id,),
+    )
+    greedy = make_sampler(parts.model, parts.mesh, samples_per_prompt=1, temperature=0.0, **common)
+    sampled = make_sampler(
+        parts.model,
+        parts.mesh,
+        samples_per_prompt=options.samples,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        **common,
+    )
+    key = jax.random.fold_in(jax.random.key(parts.config.seed), 2)
+
+    def evaluate(params: Any) -> dict[str, Estimate]:
+        params = jax.device_put(params, parts.sampling_shardings)
+        once = _correct(parts, greedy, params, problems, options.batch, 1, key)
+        many = _correct(parts, sampled, params, problems, options.batch, options.samples, key)
+        return {"greedy": estimate(once[:, 0])} | accuracy_estimates(many)
+
+    return evaluate
+
+
+def headline(config) -> str:
+    """The name of the estimate a run is judged by."""
+    return f"mean@{config.eval.samples}"
+
+
+def comparison(before: dict[str, float], after: dict[str, float]) -> str:
+    """A plain-text table of the evaluation entries of two metrics records, in percent."""
+    names = [name for name in before if name.startswith("eval_") and name in after]
+    lines = [f"{'':<10}{'before':>10}{'after':>10}{'change':>10}"]
+    for name in names:
+        old, new = 100 * before[name], 100 * after[name]
+        lines.append(f"{name.removeprefix('eval_'):<10}{old:>8.1f} %{new:>8.1f} %{new - old:>+10.1f}")
+    return "\n".join(lines)

@@ -1,0 +1,305 @@
+"""Trains a policy by reinforcement learning with verifiable rewards.
+
+    python -m experiments.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+Any key of the config can be set on the command line (``--config.optimizer.learning_rate=3e-4``). A workdir that holds
+a checkpoint goes on from it, and ends bit for bit where a run that was never stopped ends.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from entropy_rl.checkpoint import Checkpointer
+from entropy_rl.data.batching import decode_responses, encode_prompts
+from entropy_rl.data.datasets import ProblemStream
+from entropy_rl.learner import make_optimizer, make_score, make_update, rollout_metrics
+from entropy_rl.metrics import MetricsWriter, ProgressLine, read_metrics
+from entropy_rl.objectives.recipes import make_recipe, token_advantages
+from entropy_rl.parallel.mesh import row_sharding
+from entropy_rl.parallel.multihost import is_main, local_rows, to_global
+from entropy_rl.rollout.engine import make_sampler
+from entropy_rl.schedules import learning_rate_schedule
+from experiments import flags
+from experiments.building import build, config_hash, one_sentence, remember_config, sharded_state
+from experiments.evaluation import comparison, headline, make_evaluator
+from experiments.pretrain import base_params, check_base
+from experiments.transcripts import save_rollouts
+
+
+class _Clock:
+    """Seconds since the last call, after the given arrays are ready."""
+
+    def __init__(self):
+        self._last = time.perf_counter()
+
+    def lap(self, *arrays: Any) -> float:
+        jax.block_until_ready(arrays)
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds
+
+
+def _device_memory_gib() -> float:
+    stats = jax.local_devices()[0].memory_stats()
+    peak = stats["peak_bytes_in_use"] if stats else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak / 2**30
+
+
+def _plan(config: ConfigDict, workdir: str, allow_config_change: bool):
+    """Recipe, optimizer, parts and data of a run; everything that can be wrong with the input is found here."""
+    parts = build(config, workdir)
+    check_base(config)
+    recipe = make_recipe(config.recipe.name, **config.recipe.options.to_dict())
+    opt = config.optimizer
+    rate = learning_rate_schedule(
+        opt.schedule,
+        peak=opt.learning_rate,
+        num_steps=config.steps * config.batch.epochs * config.batch.minibatches,
+        warmup_steps=opt.warmup_steps,
+    )
+    optimizer = make_optimizer(
+        rate,
+        b1=opt.b1,
+        b2=opt.b2,
+        epsilon=opt.epsilon,
+        weight_decay=opt.weight_decay,
+        max_grad_norm=opt.max_grad_norm,
+    )
+    stream = ProblemStream(
+        parts.problems("train"),
+        batch_size=config.batch.prompts,
+        seed=config.seed + 1,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    held_out = parts.problems("test")[: config.eval.problems]
+    encode_prompts([*held_out[:8], *stream.peek()], parts.tokenizer, config.sampling.max_prompt)
+    remember_config(config, workdir, allow_change=allow_config_change)
+    return parts, recipe, (optimizer, rate), stream, held_out
+
+
+def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False) -> dict[str, Any]:
+    """Runs ``config`` in ``workdir`` to its end and returns what WORKDIR/summary.json holds."""
+    started = time.perf_counter()
+    # --- Parts.
+    with one_sentence():
+        parts, recipe, (optimizer, rate), stream, held_out = _plan(config, workdir, allow_config_change)
+    batch, sampling = config.batch, config.sampling
+    base = base_params(parts, workdir)
+    state, state_shardings = sharded_state(parts, base, optimizer)
+    reference = base if recipe.needs_reference else None
+    del base
+
+    # --- Compiled stages.
+    sampler = make_sampler(
+        parts.model,
+        parts.mesh,
+        samples_per_prompt=batch.samples,
+        max_response=sampling.max_response,
+        slots_per_device=sampling.slots_per_device,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        stop_tokens=(parts.tokenizer.eos_id,),
+    )
+    forward = dict(
+        max_response=sampling.max_response,
+        temperature=sampling.temperature,
+        chunk_size=config.head_chunk,
+    )
+    score = make_score(parts.model, num_microbatches=batch.minibatches * batch.microbatches, **forward)
+    update = make_update(
+        parts.model,
+        optimizer,
+        recipe.token_loss,
+        reduction=recipe.reduction,
+        num_microbatches=batch.microbatches,
+        state_shardings=state_shardings,
+        **forward,
+    )
+    measure = jax.jit(rollout_metrics, static_argnames="group_size")
+    evaluate = make_evaluator(parts, held_out)
+
+    # --- Where the run stands.
+    checkpointer = Checkpointer(
+        os.path.join(workdir, "checkpoints"), keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
+    )
+    first, sampled_tokens, earlier_seconds = checkpointer.latest_step(), 0, 0.0
+    if first is not None:
+        state, meta = checkpointer.restore(state)
+        stream.restore(meta["stream"])
+        sampled_tokens, earlier_seconds = meta["sampled_tokens"], meta["seconds"]
+    writer = None
+    if is_main():
+        writer = MetricsWriter(
+            workdir,
+            resume_step=first,
+            tensorboard=config.log.tensorboard,
+            wandb_project=config.log.wandb_project,
+            config=config.to_dict(),
+        )
+    progress = ProgressLine(config.steps, first=first or 0, every=config.log.every)
+    run_key = jax.random.fold_in(jax.random.key(config.seed), 1)
+
+    def write(step, values):
+        if writer is not None:
+            writer.write(step, values)
+
+    def evaluate_and_write(step):
+        estimates = evaluate(state.params)
+        write(step, {f"eval_{name}": e.mean for name, e in estimates.items()})
+        progress.say(f"step {step}: held-out {headline(config)} {estimates[headline(config)]}")
+        return estimates
+
+    def save(step, estimates):
+        meta = {
+            "stream": stream.state(),
+            "sampled_tokens": sampled_tokens,
+            "seconds": earlier_seconds + time.perf_counter() - started,
+            "config_hash": config_hash(config),
+        }
+        score_of = None if estimates is None else {"score": estimates[headline(config)].mean}
+        checkpointer.save(step, state, meta, score_of)
+
+    if first is None:
+        save(0, evaluate_and_write(0))
+
+    # --- The line: prompts, sample, verify, score, advantage, update.
+    for step in range(first or 0, config.steps):
+        if config.profile and step == (first or 0) + 2:
+            jax.profiler.start_trace(os.path.join(workdir, "profile"))
+        clock, step_key = _Clock(), jax.random.fold_in(run_key, step)
+
+        problems = stream.next_batch()
+        prompts = encode_prompts(problems, parts.tokenizer, sampling.max_prompt)
+        prompts = to_global(prompts, row_sharding(parts.mesh))
+
+        rollout = sampler(jax.device_put(state.params, parts.sampling_shardings), prompts, step_key)
+        sample_seconds = clock.lap(rollout)
+
+        rows = [problem for problem in problems for _ in range(batch.samples)]
+        texts = decode_responses(local_rows(rollout.tokens), local_rows(rollout.response_mask), parts.tokenizer)
+        correct = np.array([parts.task.reward(p, t) >= 1.0 for p, t in zip(rows, texts, strict=True)], np.float32)
+        rewards = np.array([parts.reward(p, t) for p, t in zip(rows, texts, strict=True)], np.float32)
+        rewards, correct = to_global((rewards, correct), row_sharding(parts.mesh))
+        verify_seconds = clock.lap()
+
+        old_log_probs, old_entropy = score(state.params, rollout)
+        rollout = rollout.replace(
+            rewards=rewards,
+            old_log_probs=old_log_probs,
+            old_entropy=old_entropy,
+            ref_log_probs=score(reference, rollout)[0] if recipe.needs_reference else None,
+            loss_mask=rollout.response_mask & (rollout.stopped[:, None] | (not batch.mask_truncated)),
+        )
+        advantages = recipe.advantages(rewards.reshape(-1, batch.samples))
+        rollout = rollout.replace(advantages=token_advantages(advantages, rollout))
+        values = measure(rollout, group_size=batch.samples) | {"accuracy": jnp.mean(correct)}
+        score_seconds = clock.lap(rollout)
+
+        updates = []
+        for epoch in range(batch.epochs):
+            order = jax.random.permutation(jax.random.fold_in(step_key, epoch), batch.prompts * batch.samples)
+            for minibatch in order.reshape(batch.minibatches, -1):
+                state, update_values = update(state, rollout, minibatch)
+                updates.append(update_values)
+        update_seconds = clock.lap(state)
+
+        # --- What was measured, and what to keep.
+        values = jax.device_get(values | {k: jnp.mean(jnp.stack([u[k] for u in updates])) for k in updates[0]})
+        done, tokens = step + 1, int(values.pop("tokens"))
+        sampled_tokens += tokens
+        step_seconds = sample_seconds + verify_seconds + score_seconds + update_seconds
+        values |= {
+            "learning_rate": float(rate(int(state.updates) - 1)),
+            "skipped_updates": int(state.skipped),
+            "sampled_tokens": sampled_tokens,
+            "verify_seconds": verify_seconds,
+            "sample_tokens_per_second": tokens / sample_seconds,
+            "score_tokens_per_second": tokens / score_seconds,
+            "update_tokens_per_second": tokens * batch.epochs / update_seconds,
+            "tokens_per_second": tokens / step_seconds,
+            "device_memory_gib": _device_memory_gib(),
+        }
+        write(done, values)
+        progress.update(
+            done,
+            {
+                "reward": f"{values['reward']:.3f}",
+                "entropy": f"{values['trainer_entropy']:.3f}",
+                "tokens/s": f"{values['tokens_per_second']:,.0f}",
+                "left": f"{step_seconds * (config.steps - done):,.0f} s",
+            },
+        )
+        if config.profile and done == min((first or 0) + 5, config.steps):
+            jax.profiler.stop_trace()
+        if config.log.rollouts_every and (step == 0 or done % config.log.rollouts_every == 0):
+            save_rollouts(workdir, done, problems, rollout, parts.tokenizer, config)
+        if int(state.skipped_in_a_row) >= config.optimizer.max_skipped_in_a_row:
+            _stop_on_nonfinite(workdir, done, int(state.skipped_in_a_row), rollout, checkpointer)
+        last = done == config.steps
+        evaluated = last or (config.eval.every and done % config.eval.every == 0)
+        estimates = evaluate_and_write(done) if evaluated else None
+        if evaluated or done % config.checkpoint.every == 0:
+            save(done, estimates)
+
+    progress.close()
+    checkpointer.close()
+    if writer is not None:
+        writer.close()
+    seconds = earlier_seconds + time.perf_counter() - started
+    return _summarise(config, workdir, seconds=seconds, sampled_tokens=sampled_tokens)
+
+
+def _stop_on_nonfinite(workdir, step, count, rollout, checkpointer):
+    """Saves the step's rollout and ends the run with what to look at."""
+    path = os.path.join(workdir, f"nonfinite_step_{step:06d}.npz")
+    arrays = {k: local_rows(v) for k, v in vars(rollout).items() if v is not None}
+    np.savez_compressed(path, **arrays)
+    checkpointer.close()
+    sys.exit(
+        f"error: {count} updates in a row had a gradient that is not finite; stopped at step {step}, its rollout is in "
+        f"{path}; try a smaller config.optimizer.learning_rate or --config.debug_nans"
+    )
+
+
+def _summarise(config: ConfigDict, workdir: str, *, seconds: float, sampled_tokens: int) -> dict[str, Any]:
+    """Writes WORKDIR/summary.json from the metrics file and prints the table before and after."""
+    records = read_metrics(os.path.join(workdir, "metrics.jsonl"))
+    evaluations = [r for r in records if f"eval_{headline(config)}" in r]
+    steps = [r for r in records if "trainer_entropy" in r]
+    before, after = evaluations[0], evaluations[-1]
+    summary = {
+        "accuracy_before": before[f"eval_{headline(config)}"],
+        "accuracy_after": after[f"eval_{headline(config)}"],
+        "greedy_before": before["eval_greedy"],
+        "greedy_after": after["eval_greedy"],
+        "entropy_first": steps[0]["trainer_entropy"] if steps else None,
+        "entropy_last": steps[-1]["trainer_entropy"] if steps else None,
+        "steps": after["step"],
+        "sampled_tokens": sampled_tokens,
+        "seconds": round(seconds, 1),
+        "config_hash": config_hash(config),
+    }
+    if is_main():
+        with open(os.path.join(workdir, "summary.json"), "w") as file:
+            json.dump(summary, file, indent=2)
+        print(f"\n{config.eval.problems} held-out problems, steps {before['step']} and {after['step']}:")
+        print(comparison(before, after))
+        print(f"entropy {summary['entropy_first']:.3f} -> {summary['entropy_last']:.3f} nats per token;", end=" ")
+        print(f"{sampled_tokens:,} tokens sampled in {seconds:,.0f} s; everything is in {workdir}")
+    return summary
+
+
+if __name__ == "__main__":
+    flags.run(train)
