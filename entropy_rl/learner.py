@@ -54,7 +54,7 @@ def response_stats(
         model: the policy network.
         params: its variables.
         rollout: ``tokens``, ``prompt_length`` and ``response_mask`` are read.
-        max_response: tokens a response may have; at most T minus the longest prompt.
+        max_response: tokens a response may have; ``prompt_length + max_response <= T`` must hold in every row.
         temperature: the sampler's; 0 (greedy sampling) counts as 1.
         chunk_size: vocabulary columns held at once.
     """
@@ -86,7 +86,7 @@ def response_stats(
 
 
 def split_rows(tree: Any, num_pieces: int) -> Any:
-    """[B, ...] -> [num_pieces, B / num_pieces, ...]; piece i takes rows i, i + num_pieces, ..., so every device has some."""
+    """[B, ...] -> [num_pieces, B / num_pieces, ...]; piece i takes rows i, i + num_pieces, ..., some of each device."""
 
     def split(x):
         return jnp.swapaxes(x.reshape(x.shape[0] // num_pieces, num_pieces, *x.shape[1:]), 0, 1)

@@ -12,8 +12,7 @@ from flax import struct
 # Fields are annotated `Any` because the same containers also hold shardings, specs and shapes inside JAX.
 
 
-@struct.dataclass
-class PromptBatch:
+class PromptBatch(struct.PyTreeNode):
     """Prompts of one step.
 
     Attributes:
@@ -31,8 +30,7 @@ class PromptBatch:
     round: Any
 
 
-@struct.dataclass
-class Rollout:
+class Rollout(struct.PyTreeNode):
     """Responses of one step, prompt-major; each stage returns it with fields added.
 
     Attributes:
@@ -68,8 +66,7 @@ class Rollout:
     loss_mask: Any = None
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """What an update changes.
 
     Attributes:

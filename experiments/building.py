@@ -1,4 +1,4 @@
-"""From a config to the parts of a run: task, tokenizer, model, mesh, parameters. Wrong input ends here, in a sentence."""
+"""From a config to the parts of a run: task, tokenizer, model, mesh, parameters. Wrong input ends here."""
 
 import contextlib
 import dataclasses
@@ -17,11 +17,12 @@ from ml_collections import ConfigDict
 
 from entropy_rl.data.batching import shorter_than
 from entropy_rl.data.tasks import Chains, Countdown, Problem, Task
-from entropy_rl.learner import init_state
+from entropy_rl.learner import init_state, make_optimizer
 from entropy_rl.model.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer, train_sentencepiece
 from entropy_rl.model.transformer import Transformer, TransformerConfig
 from entropy_rl.parallel import mesh as mesh_lib
 from entropy_rl.parallel.multihost import is_main
+from entropy_rl.schedules import learning_rate_schedule
 from entropy_rl.types import TrainState
 
 Reward = Callable[[Problem, str], float]
@@ -52,7 +53,9 @@ class Parts:
             )
         if len(kept) < len(problems) and is_main():
             dropped = len(problems) - len(kept)
-            print(f"{split}: {dropped} of {len(problems)} problems have longer prompts and are left out", file=sys.stderr)
+            print(
+                f"{split}: {dropped} of {len(problems)} problems have longer prompts and are left out", file=sys.stderr
+            )
         return [problems[i] for i in kept]
 
 
@@ -215,6 +218,26 @@ def random_params(parts: Parts) -> Any:
     return jax.jit(parts.model.init_params, out_shardings=parts.param_shardings)(key)
 
 
+def make_run_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """(optimizer, its learning rate by optimizer step) of a training run."""
+    opt = config.optimizer
+    rate = learning_rate_schedule(
+        opt.schedule,
+        peak=opt.learning_rate,
+        num_steps=config.steps * config.batch.epochs * config.batch.minibatches,
+        warmup_steps=opt.warmup_steps,
+    )
+    optimizer = make_optimizer(
+        rate,
+        b1=opt.b1,
+        b2=opt.b2,
+        epsilon=opt.epsilon,
+        weight_decay=opt.weight_decay,
+        max_grad_norm=opt.max_grad_norm,
+    )
+    return optimizer, rate
+
+
 def sharded_state(parts: Parts, params: Any, optimizer: optax.GradientTransformation) -> tuple[TrainState, Any]:
     """(train state of ``params`` at update 0, its shardings); optimizer moments lie where their parameters do."""
     whole = mesh_lib.replicated(parts.mesh)
@@ -238,7 +261,7 @@ def canonical_json(config: ConfigDict) -> str:
 
 
 def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in tree.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat

@@ -35,5 +35,3 @@ def _parse(argv: list[str]) -> list[str]:
         text = str(error.args[0] if error.args else error).strip().splitlines()[0]
         print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
-
-

@@ -21,15 +21,21 @@ from ml_collections import ConfigDict
 from entropy_rl.checkpoint import Checkpointer
 from entropy_rl.data.batching import decode_responses, encode_prompts
 from entropy_rl.data.datasets import ProblemStream
-from entropy_rl.learner import make_optimizer, make_score, make_update, rollout_metrics
+from entropy_rl.learner import make_score, make_update, rollout_metrics
 from entropy_rl.metrics import MetricsWriter, ProgressLine, read_metrics
 from entropy_rl.objectives.recipes import make_recipe, token_advantages
 from entropy_rl.parallel.mesh import row_sharding
 from entropy_rl.parallel.multihost import is_main, local_rows, to_global
 from entropy_rl.rollout.engine import make_sampler
-from entropy_rl.schedules import learning_rate_schedule
 from experiments import flags
-from experiments.building import build, config_hash, one_sentence, remember_config, sharded_state
+from experiments.building import (
+    build,
+    config_hash,
+    make_run_optimizer,
+    one_sentence,
+    remember_config,
+    sharded_state,
+)
 from experiments.evaluation import comparison, headline, make_evaluator
 from experiments.pretrain import base_params, check_base
 from experiments.transcripts import save_rollouts
@@ -59,21 +65,7 @@ def _plan(config: ConfigDict, workdir: str, allow_config_change: bool):
     parts = build(config, workdir)
     check_base(config)
     recipe = make_recipe(config.recipe.name, **config.recipe.options.to_dict())
-    opt = config.optimizer
-    rate = learning_rate_schedule(
-        opt.schedule,
-        peak=opt.learning_rate,
-        num_steps=config.steps * config.batch.epochs * config.batch.minibatches,
-        warmup_steps=opt.warmup_steps,
-    )
-    optimizer = make_optimizer(
-        rate,
-        b1=opt.b1,
-        b2=opt.b2,
-        epsilon=opt.epsilon,
-        weight_decay=opt.weight_decay,
-        max_grad_norm=opt.max_grad_norm,
-    )
+    optimizer, rate = make_run_optimizer(config)
     stream = ProblemStream(
         parts.problems("train"),
         batch_size=config.batch.prompts,

@@ -55,7 +55,8 @@ def encode_demonstrations(
 ) -> Rollout:
     """Prompt and demonstration as rows of a Rollout [B, max_length], NumPy; end id included, cut at ``max_length``.
 
-    With ``learn_prompt`` the mask covers the prompt too (all but its start id): language modelling of whole rows.
+    ``prompt_length`` is 1 throughout, so that a row's every later token may be scored; the mask covers the
+    demonstration and, with ``learn_prompt``, the prompt too: language modelling of whole rows.
     """
     rows, starts = [], []
     for problem in problems:
@@ -64,13 +65,13 @@ def encode_demonstrations(
         rows.append((prompt + response)[:max_length])
         starts.append(1 if learn_prompt else min(len(prompt), max_length - 1))
     length = np.array([len(row) for row in rows], np.int32)
-    start = np.array(starts, np.int32)
+    start = np.array(starts)
     at = np.arange(max_length)[None]
     mask = (at >= start[:, None]) & (at < length[:, None])
     zeros = np.zeros((len(rows), max_length), np.float32)
     return Rollout(
         tokens=_pad(rows, max_length),
-        prompt_length=start,
+        prompt_length=np.ones(len(rows), np.int32),
         length=length,
         response_mask=mask,
         sampler_log_probs=zeros,

@@ -91,7 +91,7 @@ class ProblemFiles(tfds.core.GeneratorBasedBuilder):
         stats = [(p, os.path.getmtime(p), os.path.getsize(p)) if os.path.exists(p) else p for p in self._paths.values()]
         # Prepared files are reused only while the sources and the field names stay as they are.
         digest = hashlib.sha256(json.dumps([self._paths, self._fields, stats]).encode()).hexdigest()[:16]
-        config = tfds.core.BuilderConfig(name=digest, version=self.VERSION, description=', '.join(self._paths.values()))
+        config = tfds.core.BuilderConfig(name=digest, version=self.VERSION, description=", ".join(self._paths.values()))
         super().__init__(file_format="array_record", data_dir=data_dir, config=config)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -169,7 +169,9 @@ class FileProblems(Sequence[Problem]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         row = self._rows[index]
-        fields = {name: value.decode() if isinstance(value, bytes) else value for name, value in self._source[row].items()}
+        fields = {
+            name: value.decode() if isinstance(value, bytes) else value for name, value in self._source[row].items()
+        }
         # Not str.format: a problem may hold braces.
         prompt = self._template.replace("{problem}", fields["problem"])
         return Problem(int(row), prompt, fields["answer"], fields["solution"])
@@ -203,7 +205,9 @@ class FileTask:
         """The file's solution; ValueError where it has none."""
         del seed
         if not problem.solution:
-            raise ValueError(f"problem {problem.id} has no solution to imitate; name a solution_field or start from weights")
+            raise ValueError(
+                f"problem {problem.id} has no solution to imitate; name a solution_field or start from weights"
+            )
         return problem.solution
 
 

@@ -108,7 +108,9 @@ class Chains:
         if not 1 <= self.min_steps <= self.max_steps:
             raise ValueError(f"chains need 1 <= min_steps <= max_steps, got {self.min_steps} and {self.max_steps}")
         if self.modulus < 2 or not self.operators or set(self.operators) - set("+-*"):
-            raise ValueError(f"chains need modulus >= 2 and operators among + - *, got {self.modulus}, {self.operators!r}")
+            raise ValueError(
+                f"chains need modulus >= 2 and operators among + - *, got {self.modulus}, {self.operators!r}"
+            )
         if not 0 <= self.noise <= 1:
             raise ValueError(f"noise={self.noise} is no probability")
 

@@ -17,8 +17,7 @@ _LOWEST = -1e30
 BLOCK = 128
 
 
-@struct.dataclass
-class PrefixStore:
+class PrefixStore(struct.PyTreeNode):
     """Prompts, stored once and read by every row that continues them.
 
     Attributes:
@@ -32,8 +31,7 @@ class PrefixStore:
     length: Any
 
 
-@struct.dataclass
-class KVCache:
+class KVCache(struct.PyTreeNode):
     """Keys and values of B rows, right-padded from slot 0.
 
     Attributes:
@@ -74,9 +72,7 @@ def append(cache: KVCache, keys: Float[Array, "L B T K H"], values: Float[Array,
         new = jnp.einsum("LBTKH->BTLKH", new).astype(array.dtype)
         return array.at[:, row, :, slot].set(new, mode="drop", unique_indices=True)
 
-    return cache.replace(
-        keys=write(cache.keys, keys), values=write(cache.values, values), length=cache.length + steps
-    )
+    return cache.replace(keys=write(cache.keys, keys), values=write(cache.values, values), length=cache.length + steps)
 
 
 def as_prefix(cache: KVCache) -> PrefixStore:
@@ -85,7 +81,7 @@ def as_prefix(cache: KVCache) -> PrefixStore:
 
 
 class _Softmax(NamedTuple):
-    """Running maximum and sum [B, K, Q, T, 1] and weighted values [B, K, Q, T, H] of an online softmax, f32 or wider."""
+    """Running maximum and sum [B, K, Q, T, 1] and values [B, K, Q, T, H] of an online softmax, f32 or wider."""
 
     maximum: Array
     total: Array
@@ -110,7 +106,7 @@ def _attend(state: _Softmax, query, keys, values, valid) -> _Softmax:
 
 
 def _attend_blocks(state, query, read, num_slots, length):
-    """Adds the first ``length`` [B] of ``num_slots`` slots, block by block; ``read(start, size)`` gives keys, values."""
+    """Adds the first ``length`` [B] of ``num_slots`` slots by blocks; ``read(start, size)`` gives keys, values."""
     if num_slots == 0:
         return state
     block = min(BLOCK, num_slots)
@@ -172,7 +168,7 @@ def cached_attention(
 
     state = _attend_blocks(state, query, read_own, cache.keys.shape[3], cache.length)
     causal = jnp.tril(jnp.ones((steps, steps), bool))[None]
-    own = [jnp.einsum("BTKH->BKTH", x) for x in (new_keys, new_values)]
-    state = _attend(state, query, *own, jnp.broadcast_to(causal, (batch, steps, steps)))
+    own_keys, own_values = (jnp.einsum("BTKH->BKTH", x) for x in (new_keys, new_values))
+    state = _attend(state, query, own_keys, own_values, jnp.broadcast_to(causal, (batch, steps, steps)))
     output = jnp.einsum("BKQTH->BTKQH", state.values / state.total)
     return output.reshape(batch, steps, heads, size).astype(new_values.dtype)

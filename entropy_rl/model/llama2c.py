@@ -43,7 +43,9 @@ def load_llama2c(path: str | os.PathLike) -> tuple[TransformerConfig, dict]:
     floats = vocab * dim * (1 if tied else 2) + dim + max_length * size
     floats += layers * (2 * dim + 2 * dim * dim + 2 * kv_dim * dim + 3 * mlp * dim)
     if len(raw) != 28 + 4 * floats:
-        raise ValueError(f"{path} is no llama2.c checkpoint: {len(raw)} bytes where its header asks for {28 + 4 * floats}")
+        raise ValueError(
+            f"{path} is no llama2.c checkpoint: {len(raw)} bytes where its header asks for {28 + 4 * floats}"
+        )
     data, at = np.frombuffer(raw, np.float32, offset=28), 0
     embedding, at = _take(data, at, vocab, dim)
     attention_norm, at = _take(data, at, layers, dim)

@@ -152,6 +152,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, hidden, angles, cache, layer):
+        """(hidden [B, T, D], the new keys and values [B, T, K, H] or, without a cache, None)."""
         c = self.config
         residual_scale = (2 * c.num_layers) ** -0.5
         x = self._norm("attention_norm")(hidden)
@@ -204,7 +205,9 @@ class Transformer(nn.Module):
             name="embed",
         )
         if not c.tied_embeddings:
-            self.param("head", _named(("embed", "vocab"), fan_in=c.embed_dim), (c.embed_dim, c.vocab_size), c.param_dtype)
+            self.param(
+                "head", _named(("embed", "vocab"), fan_in=c.embed_dim), (c.embed_dim, c.vocab_size), c.param_dtype
+            )
         hidden = embed(tokens)
         body = Layer
         if REMAT_POLICIES[c.remat] is not None and cache is None:

@@ -64,7 +64,7 @@ def reduction_weights(
     elif reduction == "token_mean":
         weights = 1.0 / jnp.maximum(jnp.sum(counts), 1)
     elif reduction == "fixed_length" and max_response is not None:
-        weights = 1.0 / (mask.shape[0] * max_response)
+        weights = jnp.float32(1.0 / (mask.shape[0] * max_response))
     elif reduction == "fixed_length":
         raise ValueError("reduction 'fixed_length' divides by max_response, which was not given")
     else:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from entropy_rl.model.transformer import Transformer
-from entropy_rl.parallel.mesh import ROW_AXES, row_shards, row_sharding
+from entropy_rl.parallel.mesh import ROW_AXES, row_sharding, row_shards
 from entropy_rl.rollout.drawing import check_sampling_options
 from entropy_rl.rollout.sampling import _local_sample
 from entropy_rl.types import PromptBatch, Rollout

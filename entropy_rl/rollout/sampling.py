@@ -26,8 +26,7 @@ from pallas_kernels import token_stats
 PREFILL_ROWS = 8
 
 
-@struct.dataclass
-class _Responses:
+class _Responses(struct.PyTreeNode):
     """What has been sampled, per row [B, max_response]."""
 
     tokens: Any
@@ -36,8 +35,7 @@ class _Responses:
     entropy: Any
 
 
-@struct.dataclass
-class _Decode:
+class _Decode(struct.PyTreeNode):
     """State of the decode loop; arrays are per slot where not said otherwise.
 
     Attributes:
@@ -57,11 +55,6 @@ class _Decode:
     responses: _Responses
     length: Any
     stopped: Any
-
-
-def prompt_positions(prompts: PromptBatch) -> Int[Array, "P S"]:
-    """0, 1, 2, ... for every prompt."""
-    return jnp.broadcast_to(jnp.arange(prompts.tokens.shape[1]), prompts.tokens.shape)
 
 
 def prefill(model: Transformer, params: Any, prompts: PromptBatch, *, rows: int) -> PrefixStore:

@@ -31,13 +31,11 @@ def _last_boxed(text: str) -> str | None:
     return found
 
 
-def extract_answer(
-    response: str, *, extract: Sequence[str] = EXTRACTORS, allow_unboxed: bool = False
-) -> str | None:
+def extract_answer(response: str, *, extract: Sequence[str] = EXTRACTORS, allow_unboxed: bool = False) -> str | None:
     """The final answer a response marks, or None.
 
     The first mark of ``extract`` that occurs decides, at its last occurrence: "boxed" (``\\boxed{...}``), "####" (rest
-    of the line), "answer is" (rest of the line). With ``allow_unboxed`` a response without a mark gives its last number.
+    of the line), "answer is" (rest of the line). With ``allow_unboxed`` an unmarked response gives its last number.
     """
     for kind in extract:
         if kind == "boxed":

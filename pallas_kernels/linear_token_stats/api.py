@@ -55,12 +55,18 @@ def linear_token_stats(
         raise ValueError(f"temperature must be positive, got {temperature}; greedy choice has no log-prob gradient")
     if weight.shape[weight_layout.index("D")] != hidden.shape[1]:
         raise ValueError(f"weight {weight.shape} in layout {weight_layout} does not fit hidden {hidden.shape}")
-    options = dict(temperature=float(temperature), soft_cap=soft_cap, weight_layout=weight_layout)
+    implement = chunked_xla.linear_token_stats
     if implementation == "reference":
-        stats = reference.linear_token_stats(hidden, weight, targets, **options)
-        return stats if with_varentropy else stats.replace(varentropy=None)
-    return chunked_xla.linear_token_stats(
-        hidden, weight, targets, with_varentropy=with_varentropy, chunk_size=chunk_size, **options
+        implement = reference.linear_token_stats
+    return implement(
+        hidden,
+        weight,
+        targets,
+        temperature=float(temperature),
+        soft_cap=soft_cap,
+        weight_layout=weight_layout,
+        with_varentropy=with_varentropy,
+        chunk_size=chunk_size,
     )
 
 
@@ -76,5 +82,4 @@ def token_stats(
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}; greedy choice has no log-prob gradient")
     z = reference.scaled_logits(logits.astype(jnp.float32), temperature, soft_cap)
-    stats = reference.stats_from_scaled_logits(z, targets)
-    return stats if with_varentropy else stats.replace(varentropy=None)
+    return reference.stats_from_scaled_logits(z, targets, with_varentropy=with_varentropy)

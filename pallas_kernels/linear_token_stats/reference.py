@@ -14,7 +14,9 @@ def scaled_logits(logits: Float[Array, "*R"], temperature: float, soft_cap: floa
     return logits / temperature
 
 
-def stats_from_scaled_logits(z: Float[Array, "R V"], targets: Int[Array, "R"]) -> TokenStats:
+def stats_from_scaled_logits(
+    z: Float[Array, "R V"], targets: Int[Array, "R"], *, with_varentropy: bool = True
+) -> TokenStats:
     """Statistics of softmax(z), with every sum shifted by the row's maximum (f32 stays honest at large offsets)."""
     maximum = jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
     x = z - maximum
@@ -26,7 +28,7 @@ def stats_from_scaled_logits(z: Float[Array, "R V"], targets: Int[Array, "R"]) -
         log_probs=target - log_s,
         entropy=log_s - t / s,
         logsumexp=maximum[:, 0] + log_s,
-        varentropy=q / s - jnp.square(t / s),
+        varentropy=q / s - jnp.square(t / s) if with_varentropy else None,
     )
 
 
@@ -38,8 +40,13 @@ def linear_token_stats(
     temperature: float,
     soft_cap: float | None,
     weight_layout: str,
+    with_varentropy: bool,
+    chunk_size: int,
 ) -> TokenStats:
-    """All outputs from the full [R, V] logits; for tests and tiny vocabularies."""
+    """From the full [R, V] logits, whatever ``chunk_size``; for tests and tiny vocabularies."""
+    del chunk_size
     equation = {"DV": "RD,DV->RV", "VD": "RD,VD->RV"}[weight_layout]
     logits = jnp.einsum(equation, hidden, weight, preferred_element_type=jnp.float32)
-    return stats_from_scaled_logits(scaled_logits(logits, temperature, soft_cap), targets)
+    return stats_from_scaled_logits(
+        scaled_logits(logits, temperature, soft_cap), targets, with_varentropy=with_varentropy
+    )

@@ -5,8 +5,7 @@ from typing import Any
 from flax import struct
 
 
-@struct.dataclass
-class TokenStats:
+class TokenStats(struct.PyTreeNode):
     """Per-row statistics of one softmax, f32 [R], in nats.
 
     Attributes:

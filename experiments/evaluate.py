@@ -1,0 +1,86 @@
+"""Evaluates a checkpoint on held-out problems: greedy accuracy, mean@k and pass@k with 95 % intervals.
+
+    python -m experiments.evaluate --workdir=runs/quickstart --step=best --samples=16
+
+The config is the run's own (WORKDIR/config.json); flags change what is sampled.
+"""
+
+import json
+import os
+
+import jax
+from absl import app, flags, logging
+
+from entropy_rl.checkpoint import Checkpointer
+from experiments.building import build, load_config, make_run_optimizer, one_sentence, random_params, sharded_state
+from experiments.evaluation import make_evaluator
+from experiments.pretrain import base_params
+
+
+def _step(checkpointer: Checkpointer, wanted: str) -> int:
+    steps = checkpointer.steps()
+    if not steps:
+        raise ValueError("the workdir has no checkpoint yet; --step=base evaluates the policy before training")
+    if wanted == "latest":
+        return steps[-1]
+    if wanted == "best":
+        best = checkpointer.best_step()
+        return steps[-1] if best is None else best
+    if not wanted.isdigit() or int(wanted) not in steps:
+        raise ValueError(f"--step={wanted} is not base, best, latest or one of the kept checkpoints {steps}")
+    return int(wanted)
+
+
+def evaluate(workdir: str, *, step: str, samples: int | None, problems: int | None, temperature: float | None) -> dict:
+    """Evaluates, prints a table and adds the numbers to WORKDIR/evaluations.jsonl."""
+    with one_sentence():
+        config = load_config(workdir).copy_and_resolve_references()
+        with config.unlocked():
+            config.eval.samples = samples or config.eval.samples
+            config.eval.problems = problems or config.eval.problems
+            if temperature is not None:
+                config.eval.temperature = temperature
+        parts = build(config, workdir)
+        params = random_params(parts)
+        if step == "base":
+            params, number = base_params(parts, workdir), 0
+        else:
+            checkpointer = Checkpointer(os.path.join(workdir, "checkpoints"))
+            number = _step(checkpointer, step)
+            template, _ = sharded_state(parts, params, make_run_optimizer(config)[0])
+            params = checkpointer.restore(template, number)[0].params
+            checkpointer.close()
+        held_out = parts.problems("test")[: config.eval.problems]
+    estimates = make_evaluator(parts, held_out)(params)
+    record = {
+        "step": number,
+        "problems": len(held_out),
+        "samples": config.eval.samples,
+        "temperature": config.eval.temperature,
+    }
+    record |= {name: [e.mean, e.low, e.high] for name, e in estimates.items()}
+    if jax.process_index() == 0:
+        print(f"step {number}, {len(held_out)} held-out problems, T={config.eval.temperature:g}, 95 % intervals:")
+        for name, value in estimates.items():
+            print(f"{name:<10}{value}")
+        with open(os.path.join(workdir, "evaluations.jsonl"), "a") as file:
+            file.write(json.dumps(record) + "\n")
+    return record
+
+
+def main(argv) -> None:
+    """Runs the module."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.WARNING)
+    f = flags.FLAGS
+    evaluate(f.workdir, step=f.step, samples=f.samples, problems=f.problems, temperature=f.temperature)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "A run.", required=True)
+    flags.DEFINE_string("step", "latest", "A checkpoint's step, latest, best, or base (before training).")
+    flags.DEFINE_integer("samples", None, "Samples per problem; default the run's.", lower_bound=1)
+    flags.DEFINE_integer("problems", None, "Held-out problems; default the run's.", lower_bound=1)
+    flags.DEFINE_float("temperature", None, "Sampling temperature; default the run's.", lower_bound=0.0)
+    app.run(main)
