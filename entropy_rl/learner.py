@@ -39,8 +39,8 @@ def make_optimizer(
 
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """A state at update 0."""
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(params, optimizer.init(params), zero, zero, zero)
+    updates, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))  # three buffers: the state is donated
+    return TrainState(params, optimizer.init(params), updates, skipped, in_a_row)
 
 
 def response_stats(

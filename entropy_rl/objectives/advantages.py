@@ -37,6 +37,10 @@ def group_relative_advantages(
     if normalize not in NORMALIZATIONS:
         raise ValueError(f"normalize={normalize!r} is not one of {', '.join(NORMALIZATIONS)}")
     mask = jnp.ones(rewards.shape, bool) if mask is None else mask
+    # Measured from the group's largest, equal rewards are exactly 0 and so is their mean; a mean of equal floats need
+    # not be that float, and division by epsilon would make an advantage of the rounding.
+    largest = jnp.max(jnp.where(mask, rewards, -jnp.inf), axis=1, keepdims=True)
+    rewards = jnp.where(mask, rewards - largest, 0.0)
     centred = jnp.where(mask, rewards - masked_mean(rewards, mask, axis=1)[:, None], 0.0)
     if normalize == "none":
         return centred

@@ -1,0 +1,157 @@
+"""Scoring and updates: oracle gradient through the whole network, microbatches, skipped steps, sharding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from entropy_rl import learner
+from entropy_rl.distributions import entropy as entropy_of
+from entropy_rl.distributions import log_prob
+from entropy_rl.model import head_weight
+from entropy_rl.objectives import make_recipe
+from entropy_rl.objectives.losses import REDUCTIONS
+from tests.helpers import random_rollout, tiny_model
+
+ROWS, PROMPT, RESPONSE = 8, 5, 11
+SHAPE = {"max_response": RESPONSE, "temperature": 0.9, "chunk_size": 64}
+
+
+@pytest.fixture(scope="module")
+def setting():
+    model, params = tiny_model(2.0)
+    rollout = random_rollout(ROWS, PROMPT, RESPONSE, vocab=300)
+    log_probs, entropy = learner.make_score(model, **SHAPE)(params, rollout)
+    noise = 0.2 * jax.random.normal(jax.random.key(5), log_probs.shape)
+    old = jnp.where(rollout.response_mask, log_probs + noise, 0)
+    return model, params, rollout.replace(old_log_probs=old, old_entropy=entropy)
+
+
+def dense_stats(model, params, tokens, temperature):
+    """Log-prob and entropy of every token from all logits, index 0 left at 0."""
+    hidden = model.apply(params, tokens, jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape))[0]
+    logits = hidden[:, :-1] @ head_weight(model.config, params)[0] / temperature
+    pad = lambda x: jnp.pad(x, ((0, 0), (1, 0)))
+    return pad(log_prob(logits, tokens[:, 1:])), pad(entropy_of(logits))
+
+
+def test_scores_against_all_logits(setting):
+    model, params, rollout = setting
+    want = dense_stats(model, params, rollout.tokens, 0.9)
+    for pieces in (1, 2, 4):
+        got = learner.make_score(model, num_microbatches=pieces, **SHAPE)(params, rollout)
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_allclose(a, jnp.where(rollout.response_mask, b, 0), atol=1e-5)
+
+
+def sgd_gradient(setting, reduction, pieces, **options):
+    """Gradient of one update, read off an SGD step of rate 1."""
+    model, params, rollout = setting
+    recipe = make_recipe("grpo", reduction=reduction, **options)
+    optimizer = optax.sgd(1.0)
+    update = learner.make_update(
+        model, optimizer, recipe.token_loss, reduction=reduction, num_microbatches=pieces, **SHAPE
+    )
+    state = learner.init_state(jax.tree.map(jnp.copy, params), optimizer)
+    state, metrics = update(state, rollout, jnp.arange(ROWS))
+    return jax.tree.map(lambda a, b: a - b, params, state.params), metrics
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_gradient_and_microbatches(setting, reduction):
+    """Whole-network gradient against autodiff of the formula on dense logits; 1, 2, 4 microbatches agree to 1e-6."""
+    model, params, rollout = setting
+
+    def plain(params):
+        log_probs, _ = dense_stats(model, params, rollout.tokens, 0.9)
+        ratio, a = jnp.exp(log_probs - rollout.old_log_probs), rollout.advantages
+        d = rollout.ref_log_probs - log_probs
+        per_token = -jnp.minimum(ratio * a, jnp.clip(ratio, 0.8, 1.2) * a) + 0.01 * (jnp.exp(d) - d - 1)
+        per_token = jnp.where(rollout.loss_mask, per_token, 0)
+        counts = rollout.loss_mask.sum(1)
+        if reduction == "sequence_mean":
+            return jnp.sum(per_token.sum(1) / jnp.maximum(counts, 1)) / jnp.sum(counts > 0)
+        return per_token.sum() / (counts.sum() if reduction == "token_mean" else ROWS * RESPONSE)
+
+    value, want = jax.jit(jax.value_and_grad(plain))(params)
+    one, metrics = sgd_gradient(setting, reduction, 1, kl_coef=0.01)
+    np.testing.assert_allclose(metrics["loss"], value, atol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.global_norm(want), rtol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), one, want)
+    for pieces in (2, 4):
+        other, other_metrics = sgd_gradient(setting, reduction, pieces, kl_coef=0.01)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, other)
+        for name in metrics:
+            np.testing.assert_allclose(metrics[name], other_metrics[name], rtol=1e-4, atol=1e-6)
+
+
+def test_update_takes_the_chosen_rows(setting):
+    model, params, rollout = setting
+    recipe, optimizer = make_recipe("grpo"), optax.sgd(1.0)
+    update = learner.make_update(model, optimizer, recipe.token_loss, reduction=recipe.reduction, **SHAPE)
+    rows = jnp.array([6, 1])
+    part = jax.tree.map(lambda x: x[rows], rollout)
+    a, _ = update(learner.init_state(jax.tree.map(jnp.copy, params), optimizer), rollout, rows)
+    b, _ = update(learner.init_state(jax.tree.map(jnp.copy, params), optimizer), part, jnp.arange(2))
+    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+
+
+def test_non_finite_gradient_is_skipped_and_counted(setting):
+    model, params, rollout = setting
+    recipe, optimizer = make_recipe("grpo"), learner.make_optimizer(1e-2)
+    update = learner.make_update(model, optimizer, recipe.token_loss, reduction=recipe.reduction, **SHAPE)
+    start = lambda: learner.init_state(jax.tree.map(jnp.copy, params), optimizer)
+    bad = rollout.replace(advantages=rollout.advantages * jnp.inf)
+    state, metrics = update(start(), bad, jnp.arange(ROWS))
+    jax.tree.map(np.testing.assert_array_equal, state.params, params)
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state, optimizer.init(params))
+    assert (int(state.skipped), int(state.skipped_in_a_row), int(state.updates)) == (1, 1, 1)
+    assert int(metrics["skipped"]) == 1
+    state, _ = update(state, rollout, jnp.arange(ROWS))
+    assert (int(state.skipped), int(state.skipped_in_a_row), int(state.updates)) == (1, 0, 2)
+    moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), state.params, params)
+    assert max(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_nothing_to_learn_from_is_a_zero_step(setting):
+    model, params, rollout = setting
+    recipe, optimizer = make_recipe("grpo"), optax.sgd(1.0)
+    update = learner.make_update(model, optimizer, recipe.token_loss, reduction=recipe.reduction, **SHAPE)
+    empty = rollout.replace(loss_mask=jnp.zeros_like(rollout.loss_mask))
+    state, metrics = update(learner.init_state(jax.tree.map(jnp.copy, params), optimizer), empty, jnp.arange(ROWS))
+    jax.tree.map(np.testing.assert_array_equal, state.params, params)
+    assert float(metrics["loss"]) == 0.0
+
+
+def test_weight_decay_spares_norms_biases_and_embeddings():
+    params = {
+        "embed": {"embedding": jnp.ones(3)},
+        "x": {"kernel": jnp.ones(3), "bias": jnp.ones(3), "scale": jnp.ones(3)},
+    }
+    optimizer = learner.make_optimizer(1.0, weight_decay=0.5, max_grad_norm=None)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    assert float(updates["x"]["kernel"][0]) == -0.5
+    assert (
+        float(updates["x"]["bias"][0])
+        == float(updates["x"]["scale"][0])
+        == float(updates["embed"]["embedding"][0])
+        == 0
+    )
+
+
+def test_split_and_join():
+    tree = {"a": jnp.arange(12).reshape(6, 2)}
+    pieces = learner.split_rows(tree, 3)
+    assert pieces["a"][1].tolist() == [[2, 3], [8, 9]]
+    np.testing.assert_array_equal(learner.join_rows(pieces)["a"], tree["a"])
+
+
+def test_rollout_metrics_by_hand(setting):
+    rollout = setting[2].replace(rewards=jnp.array([1.0, 1, 0, 1, 0, 0, 0, 0]))
+    metrics = learner.rollout_metrics(rollout, 2)
+    assert float(metrics["reward"]) == 3 / 8
+    assert float(metrics["equal_groups"]) == 3 / 4
+    assert int(metrics["tokens"]) == int(rollout.response_mask.sum())
+    np.testing.assert_allclose(metrics["truncated"], 1 - np.mean(rollout.stopped), rtol=1e-6)

@@ -1,0 +1,135 @@
+"""The network against an independent NumPy float64 forward pass, and the options of every family."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from entropy_rl.model import RopeScaling, Transformer, head_weight
+from tests.helpers import TINY, tiny_model
+
+
+def numpy_forward(config, params, tokens):
+    """Hidden states of one row in float64, written from the equations."""
+    tree = jax.tree.map(lambda x: np.asarray(x, np.float64), params)["params"]
+    norm = lambda x, scale: x / np.sqrt(np.mean(x**2, -1, keepdims=True) + config.norm_eps) * scale
+    half = config.head_dim // 2
+    frequency = config.rope_theta ** (-np.arange(half) / half)
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.kind == "linear":
+        frequency = frequency / scaling.factor
+    elif scaling is not None:
+        out = []
+        for f in frequency:  # as in the published Llama 3 code, branch by branch
+            wavelength = 2 * np.pi / f
+            if wavelength < scaling.original_max_positions / scaling.high_frequency_factor:
+                out.append(f)
+            elif wavelength > scaling.original_max_positions / scaling.low_frequency_factor:
+                out.append(f / scaling.factor)
+            else:
+                smooth = (scaling.original_max_positions / wavelength - scaling.low_frequency_factor) / (
+                    scaling.high_frequency_factor - scaling.low_frequency_factor
+                )
+                out.append((1 - smooth) * f / scaling.factor + smooth * f)
+        frequency = np.array(out)
+    angles = np.arange(len(tokens))[:, None] * frequency
+
+    def rotate(x):  # [T, N, H]
+        first, second = x[..., :half], x[..., half:]
+        cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+        return np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+
+    x = tree["embed"]["embedding"][tokens]
+    group = config.num_heads // config.num_kv_heads
+    for i in range(config.num_layers):
+        layer = jax.tree.map(lambda a: a[i], tree["layers"])
+        y = norm(x, layer["attention_norm"]["scale"])
+        q, k, v = (
+            np.einsum("TD,DNH->TNH", y, layer[n]["kernel"]) + layer[n].get("bias", 0) for n in ("query", "key", "value")
+        )
+        if config.qk_norm:
+            q, k = norm(q, layer["query_norm"]["scale"]), norm(k, layer["key_norm"]["scale"])
+        q, k = rotate(q), rotate(k)
+        out = np.zeros_like(q)
+        for n in range(config.num_heads):
+            scores = q[:, n] @ k[:, n // group].T / np.sqrt(config.head_dim)
+            scores[np.triu_indices(len(tokens), 1)] = -np.inf
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            out[:, n] = weights / weights.sum(-1, keepdims=True) @ v[:, n // group]
+        x = x + np.einsum("TNH,NHD->TD", out, layer["out"]["kernel"])
+        y = norm(x, layer["mlp_norm"]["scale"])
+        gate = y @ layer["gate"]["kernel"]
+        x = x + (gate / (1 + np.exp(-gate)) * (y @ layer["up"]["kernel"])) @ layer["down"]["kernel"]
+    return norm(x, tree["final_norm"]["scale"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"qkv_bias": False, "qk_norm": False},
+        {"num_kv_heads": 1},
+        {"num_heads": 3, "num_kv_heads": 3},
+        {"rope_scaling": RopeScaling("linear", 4.0)},
+        {"rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 16), "rope_theta": 500.0},
+        {"remat": "full"},
+        {"remat": "dots"},
+    ],
+    ids=str,
+)
+def test_forward_against_numpy(changes):
+    model, params = tiny_model(2.0, **changes)
+    # Biases start at zero and norms at one: move them, so that they are tested.
+    params = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape) if x.ndim < 4 else x, params)
+    tokens = np.random.default_rng(0).integers(0, 300, 33)
+    positions = jnp.arange(33)[None]
+    hidden, cache = model.apply(params, jnp.asarray(tokens)[None], positions)
+    assert cache is None
+    np.testing.assert_allclose(hidden[0], numpy_forward(model.config, params, tokens), atol=2e-4)
+
+
+def test_remat_changes_no_gradient():
+    tokens, positions = jnp.arange(12)[None], jnp.arange(12)[None]
+    gradients = []
+    for remat in ("none", "full", "dots"):
+        model, params = tiny_model(remat=remat)
+        gradients.append(jax.grad(lambda p, m=model: jnp.sum(m.apply(p, tokens, positions)[0] ** 2))(params))
+    for other in gradients[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradients[0], other)
+
+
+def test_head_layouts():
+    model, params = tiny_model(tied_embeddings=True)
+    weight, layout = head_weight(model.config, params)
+    assert (layout, weight.shape) == ("VD", (300, 64))
+    model, params = tiny_model()
+    weight, layout = head_weight(model.config, params)
+    assert (layout, weight.shape) == ("DV", (64, 300))
+
+
+def test_every_parameter_has_logical_axes():
+    model, params = tiny_model()
+    axes = model.logical_axes()
+    jax.tree.map(
+        lambda spec, x: np.testing.assert_equal(len(spec), x.ndim), axes, params, is_leaf=lambda s: isinstance(s, jax.P)
+    )
+
+
+def test_bfloat16_is_near():
+    model, params = tiny_model()
+    low = Transformer(dataclasses.replace(TINY, dtype="bfloat16"))
+    tokens, positions = jnp.arange(20)[None], jnp.arange(20)[None]
+    hidden, other = model.apply(params, tokens, positions)[0], low.apply(params, tokens, positions)[0]
+    assert other.dtype == jnp.bfloat16
+    assert float(jnp.max(jnp.abs(hidden - other.astype(jnp.float32)))) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"num_kv_heads": 3}, "multiple"), ({"head_dim": 15}, "odd"), ({"remat": "some"}, "not one of")],
+)
+def test_wrong_sizes(changes, words):
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(TINY, **changes)
