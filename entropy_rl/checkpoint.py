@@ -1,5 +1,6 @@
 """Everything a run needs to go on, exactly: Orbax checkpoints, asynchronous, the latest few and the best few kept."""
 
+import math
 import os
 from typing import Any
 
@@ -23,16 +24,14 @@ class Checkpointer:
     """
 
     def __init__(self, directory: str | os.PathLike, *, keep: int = 2, keep_best: int = 1, best_metric: str = "score"):
+        def score(metrics: dict[str, float]) -> float:
+            return metrics.get(best_metric, -math.inf)
+
         kept: list[Any] = [policies.LatestN(max(keep, 1))]
         if keep_best:
-            kept.append(
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[best_metric],
-                    n=keep_best,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+            kept.append(policies.BestN(get_metric_fn=score, n=keep_best))
         options = ocp.CheckpointManagerOptions(
+            best_fn=score,  # without it Orbax does not write metrics, and a restart would forget which is best
             preservation_policy=policies.AnyPreservationPolicy(kept),
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
@@ -62,7 +61,7 @@ class Checkpointer:
         # The next update donates these buffers; on CPU a copy to the host may be no more than a reference to them.
         state = jax.tree.map(lambda x: x.copy(), state)
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        self._manager.save(step, args=items, metrics=metrics, force=True)
+        self._manager.save(step, args=items, metrics=metrics or {}, force=True)
 
     def restore(self, template: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """(state, meta) of ``step`` (default the latest), with the shapes, dtypes and shardings of ``template``.

@@ -25,9 +25,16 @@ def read_rows(path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
         ValueError: naming the file and, for a row that is no JSON object, its number.
     """
     path = os.fspath(path)
-    plain = path.removesuffix(".gz")
     if not os.path.isfile(path):
         raise ValueError(f"no data file at {path}")
+    try:
+        yield from _read_rows(path)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def _read_rows(path: str) -> Iterator[tuple[int, dict]]:
+    plain = path.removesuffix(".gz")
     if plain.endswith(".parquet"):
         import pyarrow.parquet
 

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class Problem:
     solution: str = ""
 
 
+@runtime_checkable
 class Task(Protocol):
     """What the experiments need of a task; any object with these attributes serves."""
 

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import sentencepiece
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to ids and back. ``bos_id`` starts every prompt; ``eos_id`` ends every response."""
 
