@@ -38,15 +38,15 @@ def base_config() -> ConfigDict:
 
     config.base = ""  # workdir of a pretraining run; "": pretrain first, under WORKDIR/base
     config.pretrain = ConfigDict()
-    config.pretrain.steps = 400  # 0: start from random parameters
+    config.pretrain.steps = 320  # 0: start from random parameters
     config.pretrain.batch_size = 128  # demonstrations
     config.pretrain.learning_rate = 2e-3
     config.pretrain.warmup_steps = 20
     config.pretrain.weight_decay = 0.0
-    config.pretrain.max_length = 64  # tokens of prompt and demonstration, longer ones are cut
+    config.pretrain.max_length = 56  # tokens of prompt and demonstration, longer ones are cut
     config.pretrain.learn_prompt = False  # also model the prompt's tokens
     config.pretrain.microbatches = 1
-    config.pretrain.checkpoint_every = 200  # steps
+    config.pretrain.checkpoint_every = 160  # steps
 
     config.sampling = ConfigDict()
     config.sampling.max_prompt = 16  # tokens, start mark included
@@ -82,7 +82,7 @@ def base_config() -> ConfigDict:
     config.optimizer.schedule = "constant"  # constant, linear, cosine
     config.optimizer.warmup_steps = 4  # optimizer steps
     config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.999
+    config.optimizer.b2 = 0.95
     config.optimizer.epsilon = 1e-8
     config.optimizer.weight_decay = 0.0
     config.optimizer.max_grad_norm = 1.0  # global norm

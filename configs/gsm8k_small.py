@@ -18,28 +18,28 @@ def get_config(arg: str = ""):
     config.tokenizer.vocab_size = 2048
 
     config.model.num_layers = 4
-    config.model.embed_dim = 192
-    config.model.mlp_dim = 512
-    config.model.num_heads = 6
+    config.model.embed_dim = 256
+    config.model.mlp_dim = 704
+    config.model.num_heads = 4
     config.model.num_kv_heads = 2
-    config.model.head_dim = 32
+    config.model.head_dim = 64
     config.model.tied_embeddings = True
 
-    config.pretrain.steps = 500
+    config.pretrain.steps = 300
     config.pretrain.batch_size = 32
     config.pretrain.max_length = 256
     config.pretrain.learn_prompt = True
-    config.pretrain.warmup_steps = 50
-    config.pretrain.learning_rate = 2e-3
+    config.pretrain.warmup_steps = 30
+    config.pretrain.learning_rate = 1.5e-3
     config.pretrain.weight_decay = 0.1
 
-    config.steps = 40
+    config.steps = 30
     config.batch.prompts, config.batch.samples = 16, 8
     config.sampling.max_prompt, config.sampling.max_response = 128, 160
     config.sampling.slots_per_device = 64
     config.optimizer.learning_rate = 1e-4
     config.eval.problems, config.eval.samples, config.eval.batch = 256, 4, 64
-    config.log.rollouts_every = 20
+    config.log.rollouts_every = 10
     if arg == "tiny":
         config.tokenizer.vocab_size = 512
         config.model.num_layers, config.model.embed_dim, config.model.mlp_dim = 1, 32, 64

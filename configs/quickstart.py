@@ -16,6 +16,7 @@ def get_config(arg: str = ""):
     config.eval.every = 40
     if arg == "tiny":
         config.steps = 3
+        config.optimizer.warmup_steps = 1
         config.pretrain.steps = 5
         config.pretrain.batch_size = 16
         config.pretrain.warmup_steps = 1

@@ -64,10 +64,10 @@ def one_sentence() -> Iterator[None]:
     """Turns a ValueError about the user's input into one sentence on standard error and exit status 2."""
     try:
         yield
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OSError) as error:
         if os.environ.get("ENTROPY_RL_TRACEBACK"):
             raise
-        text = error.args[0] if error.args else error
+        text = error if isinstance(error, OSError) or not error.args else error.args[0]
         print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
 

@@ -17,6 +17,8 @@ def run(function: Callable[..., object], *, resumable: bool = True) -> None:
     flags.mark_flags_as_required(["config", "workdir"])
     change = flags.DEFINE_bool("allow_config_change", False, "Resume a workdir whose config was another.")
 
+    for name in ("config", "workdir", "allow_config_change"):  # what --help shows
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step at INFO; --verbosity brings it back
 
     def main(argv) -> None:
@@ -30,8 +32,15 @@ def run(function: Callable[..., object], *, resumable: bool = True) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv, known_only=False)
+        rest = flags.FLAGS(argv, known_only=False)
+        _ = flags.FLAGS.config.seed  # a config file that could not be loaded fails here
+        return rest
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
-        text = str(error.args[0] if error.args else error).strip().splitlines()[0]
+        text = str(error.args[0] if error.args else error).strip()
+        if "Traceback" in text:  # ml_collections quotes the whole traceback of a config that failed
+            text = text.splitlines()[-1]
+        if text.startswith(("'", '"')) and text.endswith(text[0]):  # the repr of a KeyError's text
+            text = text[1:-1]
+        text = " ".join(text.replace("\\n", " ").replace("\\'", "'").split())
         print(f"error: {text}", file=sys.stderr)
         sys.exit(2)

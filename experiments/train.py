@@ -60,7 +60,7 @@ def _device_memory_gib() -> float:
     return peak / 2**30
 
 
-def _plan(config: ConfigDict, workdir: str, allow_config_change: bool):
+def _plan(config: ConfigDict, workdir: str):
     """Recipe, optimizer, parts and data of a run; everything that can be wrong with the input is found here."""
     parts = build(config, workdir)
     check_base(config)
@@ -75,7 +75,6 @@ def _plan(config: ConfigDict, workdir: str, allow_config_change: bool):
     )
     held_out = parts.problems("test")[: config.eval.problems]
     encode_prompts([*held_out[:8], *stream.peek()], parts.tokenizer, config.sampling.max_prompt)
-    remember_config(config, workdir, allow_change=allow_config_change)
     return parts, recipe, (optimizer, rate), stream, held_out
 
 
@@ -84,26 +83,28 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
     started = time.perf_counter()
     # --- Parts.
     with one_sentence():
-        parts, recipe, (optimizer, rate), stream, held_out = _plan(config, workdir, allow_config_change)
-    batch, sampling = config.batch, config.sampling
+        parts, recipe, (optimizer, rate), stream, held_out = _plan(config, workdir)
+        batch, sampling = config.batch, config.sampling
+        sampler = make_sampler(
+            parts.model,
+            parts.mesh,
+            samples_per_prompt=batch.samples,
+            max_response=sampling.max_response,
+            slots_per_device=sampling.slots_per_device,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            stop_tokens=(parts.tokenizer.eos_id,),
+        )
+        evaluate = make_evaluator(parts, held_out)
+        remember_config(config, workdir, allow_change=allow_config_change)
     base = base_params(parts, workdir)
     state, state_shardings = sharded_state(parts, base, optimizer)
     reference = base if recipe.needs_reference else None
     del base
 
     # --- Compiled stages.
-    sampler = make_sampler(
-        parts.model,
-        parts.mesh,
-        samples_per_prompt=batch.samples,
-        max_response=sampling.max_response,
-        slots_per_device=sampling.slots_per_device,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p,
-        stop_tokens=(parts.tokenizer.eos_id,),
-    )
     forward = dict(
         max_response=sampling.max_response,
         temperature=sampling.temperature,
@@ -120,7 +121,6 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
         **forward,
     )
     measure = jax.jit(rollout_metrics, static_argnames="group_size")
-    evaluate = make_evaluator(parts, held_out)
 
     # --- Where the run stands.
     checkpointer = Checkpointer(

@@ -1,0 +1,224 @@
+"""Whole runs through the command line: what they leave, how they go on, what they refuse."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+from tests import runs
+
+TINY = "--config=configs/quickstart.py:tiny"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, compilation_cache):
+    workdir = tmp_path_factory.mktemp("run") / "r"
+    output = runs.run(
+        "train",
+        TINY,
+        f"--workdir={workdir}",
+        "--config.log.rollouts_every=1",
+        "--config.steps=4",
+        cache=compilation_cache,
+    )
+    return workdir, output
+
+
+def test_a_run_leaves_everything(finished):
+    workdir, output = finished
+    summary = json.loads((workdir / "summary.json").read_text())
+    for name in ("accuracy_before", "accuracy_after", "entropy_first", "entropy_last", "sampled_tokens", "seconds"):
+        assert isinstance(summary[name], int | float), name
+    assert summary["steps"] == 4
+    assert len(summary["config_hash"]) == 16
+    records = runs.steady_metrics(workdir)
+    steps = [r for r in records if "reward" in r]
+    assert [r["step"] for r in steps] == [1, 2, 3, 4]
+    assert [r["step"] for r in records if "eval_greedy" in r] == [0, 2, 4]
+    wanted = (
+        "reward accuracy sampler_entropy trainer_entropy response_length truncated equal_groups clip_fraction_low "
+        "clip_fraction_high kl_old log_prob_gap_mean log_prob_gap_max grad_norm skipped learning_rate"
+    )
+    assert set(wanted.split()) <= set(steps[0])
+    assert all(0 <= r["log_prob_gap_max"] < 1e-4 for r in steps)
+    assert sum(len(r["tokens"]) for rows in runs.rollouts(workdir).values() for r in rows) == summary["sampled_tokens"]
+    assert "mean@2" in output
+    assert list((workdir / "tensorboard").iterdir())
+    for rows in runs.rollouts(workdir).values():
+        assert all("".join(p for p in r["pieces"] if p != "</s>").count("#") <= len(r["tokens"]) for r in rows)
+
+
+def test_finished_run_is_not_run_again(finished, compilation_cache):
+    workdir, _ = finished
+    before = (workdir / "metrics.jsonl").read_bytes()
+    output = runs.run(
+        "train",
+        TINY,
+        f"--workdir={workdir}",
+        "--config.log.rollouts_every=1",
+        "--config.steps=4",
+        cache=compilation_cache,
+    )
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+    assert "mean@2" in output
+
+
+def test_changed_config_is_refused(finished, compilation_cache):
+    workdir, _ = finished
+    output = runs.run("train", TINY, f"--workdir={workdir}", "--config.seed=9", cache=compilation_cache, expect=2)
+    assert "seed: 0 -> 9" in output
+    assert "--allow_config_change" in output
+    assert "Traceback" not in output
+
+
+def test_evaluate_and_report(finished, compilation_cache):
+    workdir, _ = finished
+    for step in ("latest", "base", "best"):
+        output = runs.run("evaluate", f"--workdir={workdir}", f"--step={step}", "--samples=4", cache=compilation_cache)
+        assert "pass@4" in output
+    records = [json.loads(line) for line in (workdir / "evaluations.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records][:2] == [4, 0]
+    assert all(low <= mean <= high for mean, low, high in (r["mean@4"] for r in records))
+    output = runs.run("evaluate", f"--workdir={workdir}", "--step=77", cache=compilation_cache, expect=2)
+    assert "not base, best, latest" in output
+    output = runs.run("report", f"--workdir={workdir}", cache=compilation_cache)
+    assert (workdir / "curves.png").stat().st_size > 10_000
+    assert "Transcripts of r" in (workdir / "transcripts.html").read_text()
+    output = runs.run("report", f"--workdir={workdir}/nothing", cache=compilation_cache, expect=2)
+    assert "no run" in output
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--config.optimizer.learning_rat=1", "learning_rat"),
+        ("--config.steps=many", "steps"),
+        ("--config.steps=1.5", "steps"),
+        ("--config.batch.minibatches=3", "do not divide into 3 minibatches"),
+        ("--config.batch.microbatches=0", "must be at least 1"),
+        ("--config.mesh.tensor=3", "needs 3 devices, there are 1"),
+        ("--config.task.name=sudoku", "'sudoku' is not one of chains"),
+        ("--config.task.options.modulus=1", "modulus >= 2"),
+        ("--config.recipe.name=ppo", "'ppo' is not one of grpo"),
+        ("--config.recipe.options.reduction=median", "'median' is not one of"),
+        ("--config.model.num_kv_heads=3", "multiple of num_kv_heads"),
+        ("--config.model.dtype=float13", "float13"),
+        ("--config.eval.top_p=2.0", "top_p=2.0 is outside"),
+        ("--config.sampling.top_p=0.0", "top_p=0.0 is outside"),
+        ("--config.sampling.temperature=0.0", "temperature must be positive"),
+        ("--config.sampling.max_prompt=4", "raise config.sampling.max_prompt"),
+        ("--config.optimizer.schedule=wave", "'wave' is not one of"),
+        ("--config.base=/nowhere", "holds no checkpoints"),
+        ("--config.reward=nothing", "module:name"),
+        ("--config.reward=json:nothing", "has no 'nothing'"),
+        ("--config.tokenizer.path=/nowhere.model", "no SentencePiece model"),
+        ("--config=configs/none.py", "none.py"),
+        ("--config=configs/quickstart.py:huge", "no size 'huge'"),
+    ],
+)
+def test_wrong_input_is_one_sentence(tmp_path, compilation_cache, argument, words):
+    output = runs.run("train", TINY, f"--workdir={tmp_path}/r", argument, cache=compilation_cache, expect=2)
+    assert words in output
+    assert "Traceback" not in output
+    assert len([line for line in output.splitlines() if line.strip()]) == 1, output
+
+
+def test_own_task_and_reward(tmp_path, compilation_cache, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from entropy_rl.data.tasks import Chains\n"
+        "def task(operators):\n    return Chains(min_steps=1, max_steps=1, operators=operators)\n"
+        "def reward(problem, response):\n    return 0.25 * response.count(';')\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    environment = runs.environment
+    monkeypatch.setattr(runs, "environment", lambda *a: environment(*a) | {"PYTHONPATH": f"{runs.ROOT}:{tmp_path}"})
+    (tmp_path / "config.py").write_text(
+        "from configs import quickstart\n"
+        "def get_config():\n"
+        "    config = quickstart.get_config('tiny')\n"
+        "    with config.unlocked():\n"
+        "        config.task.name = 'mine:task'\n"
+        "        config.task.options = dict(operators='+')\n"
+        "        config.reward = 'mine:reward'\n"
+        "        config.steps = 1\n"
+        "    return config\n"
+    )
+    runs.run("train", f"--config={tmp_path}/config.py", f"--workdir={tmp_path}/r", cache=compilation_cache)
+    record = next(r for r in runs.steady_metrics(tmp_path / "r") if "reward" in r)
+    assert record["reward"] > 0
+    assert record["accuracy"] <= record["reward"] * 4
+
+
+def assert_same_run(a, b):
+    """Parameters, optimizer, metrics and sampled tokens, bit for bit."""
+    step_a, state_a = runs.final_state(a)
+    step_b, state_b = runs.final_state(b)
+    assert step_a == step_b
+    assert state_a.keys() == state_b.keys()
+    for name in state_a:
+        np.testing.assert_array_equal(state_a[name], state_b[name], err_msg=name)
+    assert runs.steady_metrics(a) == runs.steady_metrics(b)
+    assert runs.rollouts(a) == runs.rollouts(b)
+
+
+OPTIONS = (
+    TINY,
+    "--config.batch.minibatches=2",
+    "--config.batch.epochs=2",
+    "--config.log.rollouts_every=1",
+    "--config.pretrain.steps=40",
+    "--config.pretrain.checkpoint_every=20",
+)
+
+
+def test_killed_run_ends_as_if_it_were_not(tmp_path, compilation_cache):
+    options = (*OPTIONS, "--config.steps=5", "--config.checkpoint.every=2", "--config.eval.every=0")
+    whole, killed = tmp_path / "whole" / "r", tmp_path / "killed" / "r"
+    runs.run("train", *options, f"--workdir={whole}", cache=compilation_cache)
+    process = runs.start("train", *options, f"--workdir={killed}", cache=compilation_cache)
+    runs.kill_after(process, killed / "metrics.jsonl", lines=4, delay=0.0)
+    runs.run("train", *options, f"--workdir={killed}", cache=compilation_cache)
+    assert_same_run(whole, killed)
+
+
+@pytest.mark.slow
+def test_run_killed_three_times_ends_as_if_it_were_not(tmp_path, compilation_cache):
+    options = (*OPTIONS, "--config.steps=30", "--config.checkpoint.every=3", "--config.eval.every=10")
+    whole, killed = tmp_path / "whole" / "r", tmp_path / "killed" / "r"
+    runs.run("train", *options, f"--workdir={whole}", cache=compilation_cache)
+    moments = random.Random()  # really random: every moment must do
+    seed = moments.randrange(10**9)
+    print("seed of the moments:", seed)
+    moments.seed(seed)
+    for low, high in ((1, 9), (10, 19), (20, 29)):
+        process = runs.start("train", *options, f"--workdir={killed}", cache=compilation_cache)
+        runs.kill_after(process, killed / "metrics.jsonl", moments.randint(low, high), delay=0.3 * moments.random())
+    runs.run("train", *options, f"--workdir={killed}", cache=compilation_cache)
+    assert_same_run(whole, killed)
+
+
+def test_mesh_of_eight_devices_trains_as_one(tmp_path, compilation_cache):
+    """2 x 2 x 2 devices: the same tokens, parameters within 0.02 * learning rate * steps."""
+    options = (
+        TINY,
+        "--config.steps=5",
+        "--config.log.rollouts_every=1",
+        "--config.eval.every=0",
+        "--config.pretrain.steps=40",
+    )
+    one, eight = tmp_path / "one" / "r", tmp_path / "eight" / "r"
+    runs.run("train", *options, f"--workdir={one}", cache=compilation_cache)
+    base = f"--config.base={one}/base"  # the same start; pretraining would differ by rounding too
+    mesh = ("--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+    runs.run("train", *options, base, *mesh, f"--workdir={eight}", cache=compilation_cache, devices=8)
+    tokens = lambda workdir: {name: [r["tokens"] for r in rows] for name, rows in runs.rollouts(workdir).items()}
+    assert tokens(one) == tokens(eight)
+    (_, a), (_, b) = runs.final_state(one), runs.final_state(eight)
+    learning_rate, steps = 2e-4, 5
+    moved = 0.0
+    start = runs.final_state(one / "base")[1]
+    for name in (n for n in a if "params" in n):
+        assert np.max(np.abs(a[name] - b[name])) <= 0.02 * learning_rate * steps, name
+        moved = max(moved, np.max(np.abs(a[name] - start[name])))
+    assert moved > learning_rate  # it did train
