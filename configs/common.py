@@ -34,7 +34,7 @@ def base_config() -> ConfigDict:
     config.model.logit_soft_cap = placeholder(float)  # None: no cap
     config.model.dtype = "float32"  # of computations: float32 or bfloat16
     config.model.param_dtype = "float32"  # of stored parameters
-    config.model.remat = "none"  # none, full, dots
+    config.model.remat = "dots"  # what the backward pass recomputes: none, dots (all but matrix products), full
 
     config.base = ""  # workdir of a pretraining run; "": pretrain first, under WORKDIR/base
     config.pretrain = ConfigDict()

@@ -90,12 +90,9 @@ def test_extract_option():
 
 def test_grades():
     with Grader() as grader:
-        assert grader.grade_many(["0.5", "1000", "7", "\\text{Monday}"], ["#### 1/2", "#### 1,000", "#### 8", "\\boxed{\\text{Monday}}"]) == [
-            1.0,
-            1.0,
-            0.0,
-            1.0,
-        ]  # fmt: skip
+        golds = ["0.5", "1000", "7", "\\text{Monday}"]
+        responses = ["#### 1/2", "#### 1,000", "#### 8", "\\boxed{\\text{Monday}}"]
+        assert grader.grade_many(golds, responses) == [1.0, 1.0, 0.0, 1.0]
         with pytest.raises(ValueError, match="zip"):
             grader.grade_many(["1"], [])
         assert grader.grade("1/3", "#### 0.3333333333") == 0.0  # exact, never nearly
@@ -135,7 +132,7 @@ def test_gsm8k_solutions(data_dir):
 
 
 def test_published_model_solutions(data_dir):
-    """OpenAI's own gradings of 5,276 model solutions ("A: 42" marks read as "####"); every disagreement is explained."""
+    """OpenAI's own gradings of 5,276 model solutions, their mark "A:" read as "####"."""
     grader, wrong = Grader(extract=("####",)), []
     with gzip.open(data_dir / "grader_cases" / "gsm8k_model_solutions.jsonl.gz", "rt") as file:
         rows = [json.loads(line) for line in file]

@@ -34,5 +34,5 @@ def test_known_greedy_text(data_dir):
 def test_truncated_file_is_refused(data_dir, tmp_path, size):
     whole = (data_dir / "weights" / "stories260K" / "stories260K.bin").read_bytes()
     (tmp_path / "cut.bin").write_bytes(whole[:size])
-    with pytest.raises(ValueError, match="no llama2.c checkpoint"):
+    with pytest.raises(ValueError, match=r"no llama2\.c checkpoint"):
         load_llama2c(tmp_path / "cut.bin")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pathlib
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_seeds_are_grouped(tmp_path):
 def test_curves(tmp_path):
     runs = [make_run(tmp_path / "a", seed=0), make_run(tmp_path / "b", seed=1), make_run(tmp_path / "c", name="other")]
     path = plot_curves(runs, str(tmp_path / "curves.png"))
-    assert open(path, "rb").read(8) == b"\x89PNG\r\n\x1a\n"
+    assert pathlib.Path(path).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     with pytest.raises(ValueError, match="no run"):
         plot_curves([str(tmp_path)], str(tmp_path / "x.png"))
     (tmp_path / "empty").mkdir()
@@ -78,7 +79,7 @@ def test_transcripts(tmp_path):
     }
     with gzip.open(directory / "step_000003.jsonl.gz", "wt") as file:
         file.write(json.dumps(record) + "\n")
-    page = open(write_transcripts(str(tmp_path), str(tmp_path / "t.html"))).read()
+    page = pathlib.Path(write_transcripts(str(tmp_path), str(tmp_path / "t.html"))).read_text()
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "&lt;b&gt;1+1?&lt;/b&gt;" in page

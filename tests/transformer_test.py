@@ -41,14 +41,15 @@ def numpy_forward(config, params, tokens):
         cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
         return np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
 
+    def project(x, weights):
+        return np.einsum("TD,DNH->TNH", x, weights["kernel"]) + weights.get("bias", 0)
+
     x = tree["embed"]["embedding"][tokens]
     group = config.num_heads // config.num_kv_heads
     for i in range(config.num_layers):
         layer = jax.tree.map(lambda a: a[i], tree["layers"])
         y = norm(x, layer["attention_norm"]["scale"])
-        q, k, v = (
-            np.einsum("TD,DNH->TNH", y, layer[n]["kernel"]) + layer[n].get("bias", 0) for n in ("query", "key", "value")
-        )
+        q, k, v = project(y, layer["query"]), project(y, layer["key"]), project(y, layer["value"])
         if config.qk_norm:
             q, k = norm(q, layer["query_norm"]["scale"]), norm(k, layer["key_norm"]["scale"])
         q, k = rotate(q), rotate(k)

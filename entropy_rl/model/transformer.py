@@ -79,7 +79,7 @@ class TransformerConfig:
     logit_soft_cap: float | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
-    remat: str = "full"
+    remat: str = "dots"
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
@@ -126,6 +126,41 @@ def _named(axes: tuple[str, ...], scale: float = 1.0, fan_in: int = 1):
     return nn.with_logical_partitioning(initializer, axes)
 
 
+class Projection(nn.Module):
+    """A dense map between named axes of the model, applied to all tokens as the rows of one matrix product.
+
+    Rows and features are flattened before the product: its gradient with respect to the kernel is then one plain
+    product too, where a product over [B, T, D] makes XLA transpose copies of the activations.
+    """
+
+    config: TransformerConfig
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    bias: bool = False
+    scale: float = 1.0
+
+    def _sizes(self, axes: tuple[str, ...]) -> tuple[int, ...]:
+        c = self.config
+        sizes = {"embed": c.embed_dim, "mlp": c.mlp_dim, "head_dim": c.head_dim}
+        sizes |= {"heads": c.num_heads, "kv_heads": c.num_kv_heads}
+        return tuple(sizes[axis] for axis in axes)
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
+        """The inputs' axes replaced by the outputs'."""
+        c = self.config
+        inputs, outputs = self._sizes(self.inputs), self._sizes(self.outputs)
+        fan_in, width = math.prod(inputs), math.prod(outputs)
+        initializer = _named(self.inputs + self.outputs, self.scale, fan_in)
+        kernel: Array = self.param("kernel", initializer, inputs + outputs, c.param_dtype)
+        y = x.reshape(-1, fan_in).astype(c.dtype) @ kernel.reshape(fan_in, width).astype(c.dtype)
+        if self.bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.outputs)
+            bias: Array = self.param("bias", zeros, outputs, c.param_dtype)
+            y += bias.reshape(1, width).astype(c.dtype)
+        return y.reshape(*x.shape[:2], *outputs)
+
+
 class Layer(nn.Module):
     """One pre-norm block: attention, then SwiGLU."""
 
@@ -136,19 +171,8 @@ class Layer(nn.Module):
         scale = nn.with_logical_partitioning(nn.initializers.ones, (axis,))
         return nn.RMSNorm(c.norm_eps, c.dtype, c.param_dtype, scale_init=scale, name=name)
 
-    def _dense(self, name: str, features, axes: tuple[str, ...], fan_in: int, *, contract=-1, bias=False, scale=1.0):
-        c = self.config
-        bias_axes = axes[-len(features) :] if isinstance(features, tuple) else axes[-1:]
-        return nn.DenseGeneral(
-            features,
-            axis=contract,
-            use_bias=bias,
-            dtype=c.dtype,
-            param_dtype=c.param_dtype,
-            kernel_init=_named(axes, scale, fan_in),
-            bias_init=nn.with_logical_partitioning(nn.initializers.zeros, bias_axes),
-            name=name,
-        )
+    def _project(self, name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], *, bias=False, scale=1.0):
+        return Projection(self.config, inputs, outputs, bias, scale, name=name)
 
     @nn.compact
     def __call__(self, hidden, angles, cache, layer):
@@ -156,14 +180,9 @@ class Layer(nn.Module):
         c = self.config
         residual_scale = (2 * c.num_layers) ** -0.5
         x = self._norm("attention_norm")(hidden)
-        query, keys, values = (
-            self._dense(name, (heads, c.head_dim), ("embed", axis, "head_dim"), c.embed_dim, bias=c.qkv_bias)(x)
-            for name, heads, axis in (
-                ("query", c.num_heads, "heads"),
-                ("key", c.num_kv_heads, "kv_heads"),
-                ("value", c.num_kv_heads, "kv_heads"),
-            )
-        )
+        query = self._project("query", ("embed",), ("heads", "head_dim"), bias=c.qkv_bias)(x)
+        keys = self._project("key", ("embed",), ("kv_heads", "head_dim"), bias=c.qkv_bias)(x)
+        values = self._project("value", ("embed",), ("kv_heads", "head_dim"), bias=c.qkv_bias)(x)
         if c.qk_norm:
             query, keys = self._norm("query_norm", "head_dim")(query), self._norm("key_norm", "head_dim")(keys)
         query, keys = rotate(query, angles), rotate(keys, angles)
@@ -171,14 +190,11 @@ class Layer(nn.Module):
             attended, new = causal_attention(query, keys, values), None
         else:
             attended, new = cached_attention(query, keys, values, cache, layer), (keys, values)
-        axes = ("heads", "head_dim", "embed")
-        fan_in = c.num_heads * c.head_dim
-        hidden += self._dense("out", c.embed_dim, axes, fan_in, contract=(-2, -1), scale=residual_scale)(attended)
+        hidden += self._project("out", ("heads", "head_dim"), ("embed",), scale=residual_scale)(attended)
         x = self._norm("mlp_norm")(hidden)
-        gate = self._dense("gate", c.mlp_dim, ("embed", "mlp"), c.embed_dim)(x)
-        up = self._dense("up", c.mlp_dim, ("embed", "mlp"), c.embed_dim)(x)
-        down = self._dense("down", c.embed_dim, ("mlp", "embed"), c.mlp_dim, scale=residual_scale)
-        return hidden + down(nn.silu(gate) * up), new
+        gate = self._project("gate", ("embed",), ("mlp",))(x)
+        up = self._project("up", ("embed",), ("mlp",))(x)
+        return hidden + self._project("down", ("mlp",), ("embed",), scale=residual_scale)(nn.silu(gate) * up), new
 
 
 class Transformer(nn.Module):

@@ -1,0 +1,1 @@
+"""One command each, printing command, machine, versions, shapes, medians and ratios; see README.md here."""
