@@ -25,7 +25,7 @@ def get_config(arg: str = ""):
     config.model.head_dim = 64
     config.model.tied_embeddings = True
 
-    config.pretrain.steps = 300
+    config.pretrain.steps = 500
     config.pretrain.batch_size = 32
     config.pretrain.max_length = 256
     config.pretrain.learn_prompt = True
@@ -37,7 +37,7 @@ def get_config(arg: str = ""):
     config.batch.prompts, config.batch.samples = 16, 8
     config.sampling.max_prompt, config.sampling.max_response = 128, 160
     config.sampling.slots_per_device = 64
-    config.optimizer.learning_rate = 1e-4
+    config.optimizer.learning_rate = 5e-5
     config.eval.problems, config.eval.samples, config.eval.batch = 256, 4, 64
     config.log.rollouts_every = 10
     if arg == "tiny":

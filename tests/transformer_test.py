@@ -47,7 +47,7 @@ def numpy_forward(config, params, tokens):
     x = tree["embed"]["embedding"][tokens]
     group = config.num_heads // config.num_kv_heads
     for i in range(config.num_layers):
-        layer = jax.tree.map(lambda a: a[i], tree["layers"])
+        layer = jax.tree.map(lambda a, i=i: a[i], tree["layers"])
         y = norm(x, layer["attention_norm"]["scale"])
         q, k, v = project(y, layer["query"]), project(y, layer["key"]), project(y, layer["value"])
         if config.qk_norm:

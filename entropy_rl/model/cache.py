@@ -118,6 +118,8 @@ def _attend_blocks(state, query, read, num_slots, length):
         valid = (slot[None] >= i * block) & (slot[None] < length[:, None])
         return _attend(state, query, keys, values, valid[:, None])
 
+    if block == num_slots:
+        return body(jnp.int32(0), state)
     live_blocks = (jnp.max(length) + block - 1) // block
     return lax.fori_loop(0, jnp.minimum(live_blocks, -(-num_slots // block)), body, state)
 

@@ -152,11 +152,11 @@ class Projection(nn.Module):
         inputs, outputs = self._sizes(self.inputs), self._sizes(self.outputs)
         fan_in, width = math.prod(inputs), math.prod(outputs)
         initializer = _named(self.inputs + self.outputs, self.scale, fan_in)
-        kernel: Array = self.param("kernel", initializer, inputs + outputs, c.param_dtype)
+        kernel: Any = self.param("kernel", initializer, inputs + outputs, c.param_dtype)
         y = x.reshape(-1, fan_in).astype(c.dtype) @ kernel.reshape(fan_in, width).astype(c.dtype)
         if self.bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.outputs)
-            bias: Array = self.param("bias", zeros, outputs, c.param_dtype)
+            bias: Any = self.param("bias", zeros, outputs, c.param_dtype)
             y += bias.reshape(1, width).astype(c.dtype)
         return y.reshape(*x.shape[:2], *outputs)
 
