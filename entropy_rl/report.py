@@ -90,6 +90,13 @@ def _draw(axis, runs: list[Series], colour: str, *, dashed: bool) -> None:
     axis.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0)
 
 
+def _same(first: dict[str, list[Series]], second: dict[str, list[Series]]) -> bool:
+    """Whether two metrics have the same values in every run."""
+    return first.keys() == second.keys() and all(
+        np.array_equal(a.values, b.values) for name in first for a, b in zip(first[name], second[name], strict=False)
+    )
+
+
 def plot_curves(workdirs: Sequence[str], path: str) -> str:
     """Draws every panel that has data, one colour per group of runs, into the PNG ``path``.
 
@@ -115,6 +122,8 @@ def plot_curves(workdirs: Sequence[str], path: str) -> str:
         axis.set_visible(False)
     for axis, (title, unit, metrics) in zip(axes.flat, panels, strict=False):
         drawn = [metric for metric in metrics if metric in found[title]]
+        if len(drawn) > 1 and _same(*(found[title][metric] for metric in drawn)):
+            drawn = drawn[:1]
         for order, metric in enumerate(drawn):
             for name, runs in found[title][metric].items():
                 colour = _COLOURS[list(groups).index(name) % len(_COLOURS)]

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -193,6 +194,8 @@ def build(config: ConfigDict, workdir: str) -> Parts:
         ValueError: with one sentence, for any config that cannot run.
     """
     jax.config.update("jax_debug_nans", config.debug_nans)
+    if config.log.wandb_project and importlib.util.find_spec("wandb") is None:
+        raise ValueError("config.log.wandb_project is set, but wandb is not installed: pip install -e '.[wandb]'")
     mesh = mesh_lib.make_mesh(**config.mesh.to_dict())
     check_sizes(config, mesh)
     os.makedirs(workdir, exist_ok=True)

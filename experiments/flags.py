@@ -6,6 +6,8 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from entropy_rl.parallel import multihost
+
 
 def run(function: Callable[..., object], *, resumable: bool = True) -> None:
     """Parses ``--config`` and ``--workdir`` (and ``--allow_config_change``) and calls ``function(config, workdir)``.
@@ -15,15 +17,18 @@ def run(function: Callable[..., object], *, resumable: bool = True) -> None:
     config = config_flags.DEFINE_config_file("config", None, "A file with get_config().", lock_config=True)
     workdir = flags.DEFINE_string("workdir", None, "Where everything the run leaves goes.")
     flags.mark_flags_as_required(["config", "workdir"])
+    flags.DEFINE_bool("multihost", False, "Join the other processes of this run (jax.distributed) before starting.")
     change = flags.DEFINE_bool("allow_config_change", False, "Resume a workdir whose config was another.")
 
-    for name in ("config", "workdir", "allow_config_change"):  # what --help shows
+    for name in ("config", "workdir", "allow_config_change", "multihost"):  # what --help shows
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step at INFO; --verbosity brings it back
 
     def main(argv) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unknown arguments {' '.join(argv[1:])}")
+        if flags.FLAGS.multihost:
+            multihost.initialize()
         options = {"allow_config_change": change.value} if resumable else {}
         function(config.value, workdir.value, **options)
 

@@ -38,12 +38,13 @@ def test_decoding_equals_full_forward(setting):
     assert cache.length.tolist() == [SIZE] * 3
 
 
-@pytest.mark.parametrize("block", [1, 7, 8, 16, 128])
+@pytest.mark.parametrize("block", [1, 7, 16])
 def test_block_size_changes_nothing(setting, block, monkeypatch):
     model, params, tokens, positions, _, full = setting
     monkeypatch.setattr(cache_lib, "BLOCK", block)
-    _, cache = model.apply(params, tokens[:, :30], positions[:, :30], model.empty_cache(3, SIZE))
-    hidden, _ = model.apply(params, tokens[:, 30:], positions[:, 30:], cache)
+    apply = jax.jit(lambda *a: model.apply(*a))  # compiled anew for every block size
+    _, cache = apply(params, tokens[:, :30], positions[:, :30], model.empty_cache(3, SIZE))
+    hidden, _ = apply(params, tokens[:, 30:], positions[:, 30:], cache)
     np.testing.assert_allclose(hidden, full[:, 30:], atol=1e-5)
 
 

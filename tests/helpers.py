@@ -26,7 +26,7 @@ TINY = TransformerConfig(
 def tiny_model(sharpness: float = 1.0, **changes):
     """(model, params); ``sharpness`` scales the matrices, so that the policy is not nearly uniform."""
     model = Transformer(dataclasses.replace(TINY, **changes))
-    params = model.init_params(jax.random.key(0))
+    params = jax.jit(model.init_params)(jax.random.key(0))
     return model, jax.tree.map(lambda x: x * sharpness if x.ndim > 2 else x, params)
 
 

@@ -124,16 +124,49 @@ def test_wrong_input_is_one_sentence(tmp_path, compilation_cache, argument, word
     assert len([line for line in output.splitlines() if line.strip()]) == 1, output
 
 
-def test_own_task_and_reward(tmp_path, compilation_cache, monkeypatch):
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """A module of the user's, importable by the runs."""
     (tmp_path / "mine.py").write_text(
         "from entropy_rl.data.tasks import Chains\n"
         "def task(operators):\n    return Chains(min_steps=1, max_steps=1, operators=operators)\n"
-        "def reward(problem, response):\n    return 0.25 * response.count(';')\n"
+        "def reward(problem, response):\n    return 0.25 * len(response)\n"
+        "def broken(problem, response):\n    return float('nan')\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     environment = runs.environment
-    monkeypatch.setattr(runs, "environment", lambda *a: environment(*a) | {"PYTHONPATH": f"{runs.ROOT}:{tmp_path}"})
-    (tmp_path / "config.py").write_text(
+    path = {"PYTHONPATH": f"{runs.ROOT}:{tmp_path}"}
+    monkeypatch.setattr(runs, "environment", lambda *a: environment(*a) | path)
+    return tmp_path
+
+
+def test_non_finite_steps_stop_the_run_and_leave_their_data(own_module, compilation_cache):
+    workdir = own_module / "r"
+    options = ("--config.optimizer.learning_rate=1e38", "--config.reward=mine:reward", "--config.eval.every=0")
+    more = ("--config.steps=9", "--config.optimizer.max_skipped_in_a_row=3", f"--workdir={workdir}")
+    output = runs.run("train", TINY, *options, *more, cache=compilation_cache, expect=1)
+    assert "updates in a row had a gradient that is not finite" in output
+    assert "Traceback" not in output
+    (path,) = workdir.glob("nonfinite_step_*.npz")
+    assert np.load(path)["tokens"].shape[0] == 32
+    skipped = [r["skipped_updates"] for r in runs.steady_metrics(workdir) if "reward" in r]
+    assert skipped[-1] >= 3
+
+
+def test_reward_that_is_no_number_is_named(own_module, compilation_cache):
+    options = ("--config.reward=mine:broken", f"--workdir={own_module}/r")
+    output = runs.run("train", TINY, *options, cache=compilation_cache, expect=1)
+    assert "error: the reward of problem" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_profile_leaves_a_trace(tmp_path, compilation_cache):
+    runs.run("train", TINY, "--config.profile=True", f"--workdir={tmp_path}/r", cache=compilation_cache)
+    assert list((tmp_path / "r" / "profile").rglob("*.xplane.pb"))
+
+
+def test_own_task_and_reward(own_module, compilation_cache):
+    (own_module / "config.py").write_text(
         "from configs import quickstart\n"
         "def get_config():\n"
         "    config = quickstart.get_config('tiny')\n"
@@ -142,12 +175,14 @@ def test_own_task_and_reward(tmp_path, compilation_cache, monkeypatch):
         "        config.task.options = dict(operators='+')\n"
         "        config.reward = 'mine:reward'\n"
         "        config.steps = 1\n"
+        "        config.eval.every = 0\n"
         "    return config\n"
     )
-    runs.run("train", f"--config={tmp_path}/config.py", f"--workdir={tmp_path}/r", cache=compilation_cache)
-    record = next(r for r in runs.steady_metrics(tmp_path / "r") if "reward" in r)
-    assert record["reward"] > 0
-    assert record["accuracy"] <= record["reward"] * 4
+    workdir = own_module / "r"
+    runs.run("train", f"--config={own_module}/config.py", f"--workdir={workdir}", cache=compilation_cache)
+    record = next(r for r in runs.steady_metrics(workdir) if "reward" in r)
+    assert record["reward"] > 1
+    assert record["accuracy"] <= 1
 
 
 def assert_same_run(a, b):
@@ -198,6 +233,7 @@ def test_run_killed_three_times_ends_as_if_it_were_not(tmp_path, compilation_cac
     assert_same_run(whole, killed)
 
 
+@pytest.mark.slow
 def test_mesh_of_eight_devices_trains_as_one(tmp_path, compilation_cache):
     """2 x 2 x 2 devices: the same tokens, parameters within 0.02 * learning rate * steps."""
     options = (

@@ -86,7 +86,7 @@ def test_forward_against_numpy(changes):
     params = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape) if x.ndim < 4 else x, params)
     tokens = np.random.default_rng(0).integers(0, 300, 33)
     positions = jnp.arange(33)[None]
-    hidden, cache = model.apply(params, jnp.asarray(tokens)[None], positions)
+    hidden, cache = jax.jit(model.apply)(params, jnp.asarray(tokens)[None], positions)
     assert cache is None
     np.testing.assert_allclose(hidden[0], numpy_forward(model.config, params, tokens), atol=2e-4)
 
@@ -96,7 +96,8 @@ def test_remat_changes_no_gradient():
     gradients = []
     for remat in ("none", "full", "dots"):
         model, params = tiny_model(remat=remat)
-        gradients.append(jax.grad(lambda p, m=model: jnp.sum(m.apply(p, tokens, positions)[0] ** 2))(params))
+        loss = lambda p, m=model: jnp.sum(m.apply(p, tokens, positions)[0] ** 2)
+        gradients.append(jax.jit(jax.grad(loss))(params))
     for other in gradients[1:]:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradients[0], other)
 
@@ -122,7 +123,7 @@ def test_bfloat16_is_near():
     model, params = tiny_model()
     low = Transformer(dataclasses.replace(TINY, dtype="bfloat16"))
     tokens, positions = jnp.arange(20)[None], jnp.arange(20)[None]
-    hidden, other = model.apply(params, tokens, positions)[0], low.apply(params, tokens, positions)[0]
+    hidden, other = (jax.jit(m.apply)(params, tokens, positions)[0] for m in (model, low))
     assert other.dtype == jnp.bfloat16
     assert float(jnp.max(jnp.abs(hidden - other.astype(jnp.float32)))) < 0.1
 

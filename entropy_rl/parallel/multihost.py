@@ -7,9 +7,13 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 
-def initialize(*, coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None):
-    """Joins the processes of a run; on TPU pods and under SLURM or Kubernetes the arguments are found by JAX."""
-    jax.distributed.initialize(coordinator, num_processes, process_id)
+def initialize() -> None:
+    """Joins the processes of a run, before any array is made.
+
+    On TPU pods and under SLURM or Kubernetes JAX finds the others; elsewhere it reads JAX_COORDINATOR_ADDRESS
+    (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID from the environment.
+    """
+    jax.distributed.initialize()
 
 
 def is_main() -> bool:
