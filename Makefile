@@ -11,10 +11,10 @@ quickstart: $(VENV)/installed
 	$(BIN)/python -m experiments.report --workdir=$(QUICKSTART)
 
 test: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-slow: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -25,7 +25,7 @@ def get_config(arg: str = ""):
     config.model.head_dim = 64
     config.model.tied_embeddings = True
 
-    config.pretrain.steps = 500
+    config.pretrain.steps = 300
     config.pretrain.batch_size = 32
     config.pretrain.max_length = 256
     config.pretrain.learn_prompt = True

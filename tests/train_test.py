@@ -6,36 +6,42 @@ import random
 import numpy as np
 import pytest
 
+from configs import quickstart
+from experiments import train
 from tests import runs
 
 TINY = "--config=configs/quickstart.py:tiny"
+OPTIONS = (
+    TINY,
+    "--config.batch.minibatches=2",
+    "--config.batch.epochs=2",
+    "--config.log.rollouts_every=1",
+    "--config.pretrain.steps=40",
+    "--config.pretrain.checkpoint_every=20",
+)
+# The run that several tests look at: whole here, killed there.
+FIVE_STEPS = (*OPTIONS, "--config.steps=5", "--config.checkpoint.every=2", "--config.eval.every=4")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, compilation_cache):
     workdir = tmp_path_factory.mktemp("run") / "r"
-    output = runs.run(
-        "train",
-        TINY,
-        f"--workdir={workdir}",
-        "--config.log.rollouts_every=1",
-        "--config.steps=4",
-        cache=compilation_cache,
-    )
+    output = runs.run("train", *FIVE_STEPS, f"--workdir={workdir}", cache=compilation_cache)
     return workdir, output
 
 
+@pytest.mark.xdist_group("finished")
 def test_a_run_leaves_everything(finished):
     workdir, output = finished
     summary = json.loads((workdir / "summary.json").read_text())
     for name in ("accuracy_before", "accuracy_after", "entropy_first", "entropy_last", "sampled_tokens", "seconds"):
         assert isinstance(summary[name], int | float), name
-    assert summary["steps"] == 4
+    assert summary["steps"] == 5
     assert len(summary["config_hash"]) == 16
     records = runs.steady_metrics(workdir)
     steps = [r for r in records if "reward" in r]
-    assert [r["step"] for r in steps] == [1, 2, 3, 4]
-    assert [r["step"] for r in records if "eval_greedy" in r] == [0, 2, 4]
+    assert [r["step"] for r in steps] == [1, 2, 3, 4, 5]
+    assert [r["step"] for r in records if "eval_greedy" in r] == [0, 4, 5]
     wanted = (
         "reward accuracy sampler_entropy trainer_entropy response_length truncated equal_groups clip_fraction_low "
         "clip_fraction_high kl_old log_prob_gap_mean log_prob_gap_max grad_norm skipped learning_rate"
@@ -49,21 +55,16 @@ def test_a_run_leaves_everything(finished):
         assert all("".join(p for p in r["pieces"] if p != "</s>").count("#") <= len(r["tokens"]) for r in rows)
 
 
+@pytest.mark.xdist_group("finished")
 def test_finished_run_is_not_run_again(finished, compilation_cache):
     workdir, _ = finished
     before = (workdir / "metrics.jsonl").read_bytes()
-    output = runs.run(
-        "train",
-        TINY,
-        f"--workdir={workdir}",
-        "--config.log.rollouts_every=1",
-        "--config.steps=4",
-        cache=compilation_cache,
-    )
+    output = runs.run("train", *FIVE_STEPS, f"--workdir={workdir}", cache=compilation_cache)
     assert (workdir / "metrics.jsonl").read_bytes() == before
     assert "mean@2" in output
 
 
+@pytest.mark.xdist_group("finished")
 def test_changed_config_is_refused(finished, compilation_cache):
     workdir, _ = finished
     output = runs.run("train", TINY, f"--workdir={workdir}", "--config.seed=9", cache=compilation_cache, expect=2)
@@ -72,13 +73,14 @@ def test_changed_config_is_refused(finished, compilation_cache):
     assert "Traceback" not in output
 
 
+@pytest.mark.xdist_group("finished")
 def test_evaluate_and_report(finished, compilation_cache):
     workdir, _ = finished
     for step in ("latest", "base", "best"):
         output = runs.run("evaluate", f"--workdir={workdir}", f"--step={step}", "--samples=4", cache=compilation_cache)
         assert "pass@4" in output
     records = [json.loads(line) for line in (workdir / "evaluations.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in records][:2] == [4, 0]
+    assert [r["step"] for r in records][:2] == [5, 0]
     assert all(low <= mean <= high for mean, low, high in (r["mean@4"] for r in records))
     output = runs.run("evaluate", f"--workdir={workdir}", "--step=77", cache=compilation_cache, expect=2)
     assert "not base, best, latest" in output
@@ -93,35 +95,52 @@ def test_evaluate_and_report(finished, compilation_cache):
     ("argument", "words"),
     [
         ("--config.optimizer.learning_rat=1", "learning_rat"),
-        ("--config.steps=many", "steps"),
         ("--config.steps=1.5", "steps"),
-        ("--config.batch.minibatches=3", "do not divide into 3 minibatches"),
-        ("--config.batch.microbatches=0", "must be at least 1"),
-        ("--config.mesh.tensor=3", "needs 3 devices, there are 1"),
-        ("--config.task.name=sudoku", "'sudoku' is not one of chains"),
-        ("--config.task.options.modulus=1", "modulus >= 2"),
-        ("--config.recipe.name=ppo", "'ppo' is not one of grpo"),
-        ("--config.recipe.options.reduction=median", "'median' is not one of"),
-        ("--config.model.num_kv_heads=3", "multiple of num_kv_heads"),
-        ("--config.model.dtype=float13", "float13"),
-        ("--config.eval.top_p=2.0", "top_p=2.0 is outside"),
-        ("--config.sampling.top_p=0.0", "top_p=0.0 is outside"),
-        ("--config.sampling.temperature=0.0", "temperature must be positive"),
-        ("--config.sampling.max_prompt=4", "raise config.sampling.max_prompt"),
-        ("--config.optimizer.schedule=wave", "'wave' is not one of"),
-        ("--config.base=/nowhere", "holds no checkpoints"),
-        ("--config.reward=nothing", "module:name"),
-        ("--config.reward=json:nothing", "has no 'nothing'"),
-        ("--config.tokenizer.path=/nowhere.model", "no SentencePiece model"),
         ("--config=configs/none.py", "none.py"),
         ("--config=configs/quickstart.py:huge", "no size 'huge'"),
+        ("--config.batch.minibatches=3", "do not divide into 3 minibatches"),
+        ("--config.eval.top_p=2.0", "top_p=2.0 is outside"),
     ],
 )
-def test_wrong_input_is_one_sentence(tmp_path, compilation_cache, argument, words):
+def test_wrong_command_line_is_one_sentence(tmp_path, compilation_cache, argument, words):
     output = runs.run("train", TINY, f"--workdir={tmp_path}/r", argument, cache=compilation_cache, expect=2)
     assert words in output
     assert "Traceback" not in output
     assert len([line for line in output.splitlines() if line.strip()]) == 1, output
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("batch.microbatches", 0, "must be at least 1"),
+        ("mesh.tensor", 3, "needs 6 devices, there are 8"),
+        ("task.name", "sudoku", "'sudoku' is not one of chains"),
+        ("task.options.modulus", 1, "modulus >= 2"),
+        ("recipe.name", "ppo", "'ppo' is not one of grpo"),
+        ("recipe.options.reduction", "median", "'median' is not one of"),
+        ("model.num_kv_heads", 3, "multiple of num_kv_heads"),
+        ("model.dtype", "float13", "float13"),
+        ("sampling.top_p", 0.0, "top_p=0.0 is outside"),
+        ("sampling.temperature", 0.0, "temperature must be positive"),
+        ("sampling.max_prompt", 4, "raise config.sampling.max_prompt"),
+        ("optimizer.schedule", "wave", "'wave' is not one of"),
+        ("base", "/nowhere", "holds no checkpoints"),
+        ("reward", "nothing", "module:name"),
+        ("reward", "json:nothing", "has no 'nothing'"),
+        ("tokenizer.path", "/nowhere.model", "no SentencePiece model"),
+    ],
+)
+def test_wrong_config_is_one_sentence(tmp_path, capsys, key, value, words):
+    config = quickstart.get_config("tiny")
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(SystemExit) as stop:
+        train.train(config, str(tmp_path / "r"))
+    assert stop.value.code == 2
+    output = capsys.readouterr().err.strip()
+    assert words in output
+    assert output.startswith("error: ")
+    assert "\n" not in output
+    assert not (tmp_path / "r" / "base").exists()  # nothing was computed
 
 
 @pytest.fixture
@@ -197,24 +216,13 @@ def assert_same_run(a, b):
     assert runs.rollouts(a) == runs.rollouts(b)
 
 
-OPTIONS = (
-    TINY,
-    "--config.batch.minibatches=2",
-    "--config.batch.epochs=2",
-    "--config.log.rollouts_every=1",
-    "--config.pretrain.steps=40",
-    "--config.pretrain.checkpoint_every=20",
-)
-
-
-def test_killed_run_ends_as_if_it_were_not(tmp_path, compilation_cache):
-    options = (*OPTIONS, "--config.steps=5", "--config.checkpoint.every=2", "--config.eval.every=0")
-    whole, killed = tmp_path / "whole" / "r", tmp_path / "killed" / "r"
-    runs.run("train", *options, f"--workdir={whole}", cache=compilation_cache)
-    process = runs.start("train", *options, f"--workdir={killed}", cache=compilation_cache)
+@pytest.mark.xdist_group("finished")
+def test_killed_run_ends_as_if_it_were_not(finished, tmp_path, compilation_cache):
+    killed = tmp_path / "r"
+    process = runs.start("train", *FIVE_STEPS, f"--workdir={killed}", cache=compilation_cache)
     runs.kill_after(process, killed / "metrics.jsonl", lines=4, delay=0.0)
-    runs.run("train", *options, f"--workdir={killed}", cache=compilation_cache)
-    assert_same_run(whole, killed)
+    runs.run("train", *FIVE_STEPS, f"--workdir={killed}", cache=compilation_cache)
+    assert_same_run(finished[0], killed)
 
 
 @pytest.mark.slow
