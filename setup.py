@@ -23,7 +23,7 @@ setup(
         "etils[epath,epy]>=1.9,<2",
         "flax>=0.12,<0.14",
         "grain>=0.2.10,<0.4",
-        "importlib_resources>=6",  # tensorflow-datasets needs it and does not say so
+        "importlib_resources>=6,<8",  # tensorflow-datasets needs it and does not say so
         "jax>=0.10.2,<0.12",
         "jaxtyping>=0.3,<0.4",
         "matplotlib>=3.9,<4",
@@ -31,7 +31,7 @@ setup(
         "numpy>=2,<3",
         "optax>=0.2.6,<0.4",
         "orbax-checkpoint>=0.12,<0.13",
-        "pyarrow>=17",
+        "pyarrow>=17,<28",
         "sentencepiece>=0.2,<0.3",
         "tensorboardX>=2.6,<3",
         "tensorflow-datasets>=4.9.9,<5",

@@ -27,6 +27,12 @@ def base_config() -> ConfigDict:
     config.model.num_kv_heads = 2
     config.model.head_dim = 24
     config.model.rope_theta = 10_000.0
+    config.model.rope_scaling = ConfigDict()
+    config.model.rope_scaling.kind = "none"  # none, linear, llama3
+    config.model.rope_scaling.factor = 1.0
+    config.model.rope_scaling.low_frequency_factor = 1.0
+    config.model.rope_scaling.high_frequency_factor = 4.0
+    config.model.rope_scaling.original_max_positions = 8192
     config.model.norm_eps = 1e-6
     config.model.qkv_bias = False
     config.model.qk_norm = True
@@ -100,6 +106,7 @@ def base_config() -> ConfigDict:
     config.eval.temperature = 1.0
     config.eval.top_k = placeholder(int)
     config.eval.top_p = 1.0
+    config.eval.min_p = 0.0
     config.eval.batch = 128  # prompts sampled at once
 
     config.checkpoint = ConfigDict()

@@ -56,9 +56,9 @@ def estimate(values: np.ndarray) -> Estimate:
 
 
 def accuracy_estimates(correct: np.ndarray, ks: tuple[int, ...] = ()) -> dict[str, Estimate]:
-    """mean@n and pass@k, k in ``ks`` (default 1 < k <= n in powers of two), from ``correct`` [P, n] of 0 and 1."""
+    """mean@n and pass@k, k in ``ks`` (default powers of two above 1, and n), from ``correct`` [P, n] of 0 and 1."""
     num_samples = correct.shape[1]
     counts = np.sum(correct, axis=1)
-    ks = ks or tuple(2**i for i in range(1, num_samples.bit_length()) if 2**i <= num_samples)
+    ks = ks or tuple(sorted({2**i for i in range(1, num_samples.bit_length())} | {num_samples} - {1}))
     found = {f"mean@{num_samples}": estimate(counts / num_samples)}
     return found | {f"pass@{k}": estimate(pass_at_k(counts, num_samples, k)) for k in ks}

@@ -186,7 +186,8 @@ def make_update(
         finite = jnp.isfinite(norm) & jnp.isfinite(value)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+        # In the old dtype: f32 gradients turn bf16 moments into f32 ones, which a checkpoint's template would not have.
+        keep = lambda new, old: jnp.where(finite, new.astype(old.dtype), old)  # noqa: E731
         skipped = 1 - finite.astype(jnp.int32)
         state = TrainState(
             params=jax.tree.map(keep, params, state.params),
@@ -196,7 +197,8 @@ def make_update(
             skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
         )
         metrics = {name: x / tokens for name, x in sums.items()}
-        return state, metrics | {"loss": value, "grad_norm": norm, "skipped": skipped}
+        streak = state.skipped_in_a_row
+        return state, metrics | {"loss": value, "grad_norm": norm, "skipped": skipped, "skipped_in_a_row": streak}
 
     out = None if state_shardings is None else (state_shardings, None)
     return jax.jit(update, donate_argnums=0, out_shardings=out)

@@ -130,6 +130,9 @@ def plot_curves(workdirs: Sequence[str], path: str) -> str:
                 _draw(axis, runs, colour, dashed=order > 0)
         axis.set_title(title, fontsize=11, fontweight="bold", loc="left")
         axis.set_ylabel(unit, fontsize=9)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if not any(np.any(run.values) for metric in drawn for runs in found[title][metric].values() for run in runs):
+            axis.set_ylim(0, 1)
         axis.grid(alpha=0.25, linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
@@ -150,11 +153,11 @@ _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>
 body{{font:15px/1.55 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;
 color:#1f2937;background:#fff}}
-h1{{font-size:1.4rem;margin-bottom:.2rem}}h2{{font-size:1.05rem;margin:2rem 0 .4rem}}
-.prompt{{white-space:pre-wrap;background:#f3f4f6;border-radius:6px;padding:.5rem .8rem}}
+h1{{font-size:1.4rem;margin-bottom:.2rem}}h2{{font-size:1.05rem;margin:2rem 0 .8rem}}
+.prompt{{white-space:pre-wrap;background:#f3f4f6;border-radius:6px;padding:.5rem .8rem;margin-top:1.2rem}}
 .row{{display:grid;grid-template-columns:9.5rem 1fr;gap:.8rem;padding:.45rem 0;border-bottom:1px solid #e5e7eb}}
 .text{{white-space:pre-wrap;font-family:ui-monospace,monospace;font-size:14px;overflow-wrap:anywhere}}
-.text span{{border-radius:2px}}.mark{{color:#9ca3af}}.note{{color:#6b7280;font-size:13px}}
+.text span{{border-radius:2px}}.mark{{color:#4b5563;font-style:italic}}.note{{color:#6b7280;font-size:13px}}
 .good{{color:#047857;font-weight:600}}.bad{{color:#b91c1c;font-weight:600}}
 .scale{{display:inline-block;width:11rem;height:.8rem;border-radius:3px;vertical-align:middle;margin:0 .4rem;
 background:linear-gradient(to right,{gradient})}}
@@ -223,4 +226,5 @@ def _response_html(record: dict[str, Any], top: float) -> str:
     head = (
         f'<span class="{kind}">reward {record["reward"]:g}</span><br><span class="note">mean entropy {mean:.3f}</span>'
     )
-    return f'<div class="row"><div>{head}</div><div class="text">{text}</div></div>'
+    cut = "" if record.get("stopped", True) else '<br><span class="note">cut at the length limit</span>'
+    return f'<div class="row"><div>{head}{cut}</div><div class="text">{text}</div></div>'

@@ -22,6 +22,8 @@ def learning_rate_schedule(
     """
     if kind not in LEARNING_RATE_SCHEDULES:
         raise ValueError(f"learning-rate schedule {kind!r} is not one of {', '.join(LEARNING_RATE_SCHEDULES)}")
+    if peak < 0 or warmup_steps < 0:
+        raise ValueError(f"learning rate {peak} and warm-up of {warmup_steps} steps must not be negative")
     if warmup_steps >= max(num_steps, 1):
         raise ValueError(f"warm-up of {warmup_steps} optimizer steps does not end within the run's {num_steps}")
     decay_steps = max(num_steps - warmup_steps, 1)

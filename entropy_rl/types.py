@@ -20,7 +20,7 @@ class PromptBatch(struct.PyTreeNode):
         length: int32 [P], tokens of each prompt, at least 1.
         ids: int32 [P], the prompt's id in its data set; part of the row's random stream.
         context: int32 [P], 0 for the plain prompt, other values for prompts derived from it.
-        round: int32 [P], how often this prompt was sampled before within the step.
+        round: int32 [P], how often this prompt was sampled before within the step, earlier copies in it included.
     """
 
     tokens: Any

@@ -20,7 +20,7 @@ from entropy_rl.data.batching import shorter_than
 from entropy_rl.data.tasks import Chains, Countdown, Problem, Task
 from entropy_rl.learner import init_state, make_optimizer
 from entropy_rl.model.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer, train_sentencepiece
-from entropy_rl.model.transformer import Transformer, TransformerConfig
+from entropy_rl.model.transformer import RopeScaling, Transformer, TransformerConfig
 from entropy_rl.parallel import mesh as mesh_lib
 from entropy_rl.parallel.multihost import is_main
 from entropy_rl.schedules import learning_rate_schedule
@@ -92,9 +92,10 @@ def load_object(path: str) -> Any:
 def _gsm8k(*, directory: str = "", template: str = "{problem}\n", data_dir: str | None = None) -> Task:
     from entropy_rl.data.datasets import FileTask, Gsm8k
 
-    directory = directory or os.path.join(os.environ.get("ENTROPY_RL_DATA", ""), "gsm8k")
-    if not os.path.isdir(directory):
-        directory = ""  # download the published files
+    if directory and not os.path.isdir(directory):
+        raise ValueError(f"config.task.options.directory={directory} is no directory; '' downloads the published files")
+    known = os.path.join(os.environ.get("ENTROPY_RL_DATA", ""), "gsm8k")
+    directory = directory or (known if os.path.isdir(known) else "")
     return FileTask(Gsm8k(directory=directory, data_dir=data_dir), template=template)
 
 
@@ -162,10 +163,25 @@ def check_sizes(config: ConfigDict, mesh: Any) -> None:
         "checkpoint.every": config.checkpoint.every,
         "log.every": config.log.every,
         "head_chunk": config.head_chunk,
+        "steps": config.steps,
+        "optimizer.max_skipped_in_a_row": config.optimizer.max_skipped_in_a_row,
+        "pretrain.checkpoint_every": config.pretrain.checkpoint_every,
+        "log.rollouts_prompts": config.log.rollouts_prompts,
     }
     for name, value in positive.items():
         if value < 1:
             raise ValueError(f"config.{name}={value} must be at least 1")
+    not_negative = {
+        "pretrain.steps": config.pretrain.steps,
+        "eval.every": evaluation.every,
+        "log.rollouts_every": config.log.rollouts_every,
+        "checkpoint.keep_best": config.checkpoint.keep_best,
+    }
+    for name, value in not_negative.items():
+        if value < 0:
+            raise ValueError(f"config.{name}={value} must not be negative")
+    if config.pretrain.max_length < 2:
+        raise ValueError("config.pretrain.max_length must be at least 2 tokens")
     if config.sampling.temperature <= 0:
         raise ValueError("config.sampling.temperature must be positive: greedy responses carry no gradient signal")
     shards = mesh_lib.row_shards(mesh)
@@ -201,7 +217,10 @@ def build(config: ConfigDict, workdir: str) -> Parts:
     os.makedirs(workdir, exist_ok=True)
     task = make_task(config)
     tokenizer = make_tokenizer(config, task, workdir)
-    model = Transformer(TransformerConfig(vocab_size=tokenizer.vocab_size, **config.model.to_dict()))
+    options = config.model.to_dict()
+    scaling = options.pop("rope_scaling")
+    rope_scaling = None if scaling["kind"] == "none" else RopeScaling(**scaling)
+    model = Transformer(TransformerConfig(vocab_size=tokenizer.vocab_size, rope_scaling=rope_scaling, **options))
     axes, shapes = model.logical_axes(), jax.eval_shape(model.init_params, jax.random.key(0))
     return Parts(
         config=config,

@@ -60,7 +60,8 @@ def evaluate(workdir: str, *, step: str, samples: int | None, problems: int | No
     }
     record |= {name: [e.mean, e.low, e.high] for name, e in estimates.items()}
     if jax.process_index() == 0:
-        print(f"step {number}, {len(held_out)} held-out problems, T={config.eval.temperature:g}, 95 % intervals:")
+        name = "base policy" if step == "base" else f"step {number}"
+        print(f"{name}, {len(held_out)} held-out problems, T={config.eval.temperature:g}, 95 % intervals:")
         for name, value in estimates.items():
             print(f"{name:<10}{value}")
         with open(os.path.join(workdir, "evaluations.jsonl"), "a") as file:

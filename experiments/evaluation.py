@@ -48,6 +48,7 @@ def make_evaluator(parts: Parts, problems: Sequence[Problem]) -> Callable[[Any],
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
+        min_p=options.min_p,
         **common,
     )
     key = jax.random.fold_in(jax.random.key(parts.config.seed), 2)

@@ -1,5 +1,6 @@
 """The command line that the modules share."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -30,7 +31,11 @@ def run(function: Callable[..., object], *, resumable: bool = True) -> None:
         if flags.FLAGS.multihost:
             multihost.initialize()
         options = {"allow_config_change": change.value} if resumable else {}
-        function(config.value, workdir.value, **options)
+        try:
+            function(config.value, workdir.value, **options)
+        except KeyboardInterrupt:
+            print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+            os._exit(130)  # a compilation may still be running in a thread of its own, and would crash on the way out
 
     app.run(main, flags_parser=_parse)
 
@@ -46,6 +51,8 @@ def _parse(argv: list[str]) -> list[str]:
             text = text.splitlines()[-1]
         if text.startswith(("'", '"')) and text.endswith(text[0]):  # the repr of a KeyError's text
             text = text[1:-1]
+        if isinstance(error, AttributeError | KeyError) and "config" not in text:
+            text = f"the config has no key {text}"
         text = " ".join(text.replace("\\n", " ").replace("\\'", "'").split())
         print(f"error: {text}", file=sys.stderr)
         sys.exit(2)

@@ -6,6 +6,7 @@
 """
 
 import os
+import sys
 import time
 from typing import Any
 
@@ -88,6 +89,9 @@ def pretrain(parts: Parts, workdir: str) -> Any:
         )
         state, metrics = update(state, to_global(batch, row_sharding(mesh)), rows)
         done = step + 1
+        if int(metrics["skipped_in_a_row"]) >= config.optimizer.max_skipped_in_a_row:
+            checkpointer.close()
+            sys.exit(f"error: pretraining stopped at step {done}: gradients are not finite; lower its learning rate")
         values = jax.device_get({name: metrics[name] for name in ("cross_entropy", "entropy", "grad_norm")})
         if writer is not None:
             writer.write(done, values | {"seconds": time.perf_counter() - start})
@@ -102,10 +106,12 @@ def pretrain(parts: Parts, workdir: str) -> Any:
     return state.params
 
 
-def check_base(config) -> None:
+def check_base(parts: Parts) -> None:
     """Raises ValueError where ``config.base`` names no pretraining run, or pretraining could not run."""
+    config = parts.config
     if not config.base and config.pretrain.steps:
         _optimizer(config)
+        parts.task.demonstration(parts.task.problems("train")[0], config.seed)
     if config.base and not os.path.isdir(os.path.join(config.base, "checkpoints")):
         raise ValueError(f"config.base={config.base} holds no checkpoints; make one with experiments.pretrain")
 
@@ -115,7 +121,7 @@ def base_params(parts: Parts, workdir: str) -> Any:
     config = parts.config
     if not config.base:
         return pretrain(parts, os.path.join(workdir, "base"))
-    check_base(config)
+    check_base(parts)
     checkpointer = Checkpointer(os.path.join(config.base, "checkpoints"), keep=1, keep_best=0)
     state, _ = sharded_state(parts, random_params(parts), _optimizer(config))
     state, _ = checkpointer.restore(state)

@@ -11,20 +11,18 @@ import os
 
 from absl import app, flags
 
-from entropy_rl.report import plot_curves, write_transcripts
+from entropy_rl.report import group_runs, plot_curves, write_transcripts
 from experiments.building import one_sentence
 
 
 def report(workdirs: list[str], out: str) -> list[str]:
     """Writes everything into ``out`` and returns the paths."""
+    group_runs(workdirs)  # before anything is made
     os.makedirs(out, exist_ok=True)
     written = [plot_curves(workdirs, os.path.join(out, "curves.png"))]
-    for workdir in workdirs:
-        name = (
-            "transcripts.html"
-            if len(workdirs) == 1
-            else f"transcripts_{os.path.basename(os.path.normpath(workdir))}.html"
-        )
+    for number, workdir in enumerate(workdirs, start=1):
+        single = f"transcripts_{number}_{os.path.basename(os.path.normpath(workdir))}.html"
+        name = "transcripts.html" if len(workdirs) == 1 else single
         page = write_transcripts(workdir, os.path.join(out, name))
         written += [page] if page else []
     return written

@@ -63,7 +63,7 @@ def _device_memory_gib() -> float:
 def _plan(config: ConfigDict, workdir: str):
     """Recipe, optimizer, parts and data of a run; everything that can be wrong with the input is found here."""
     parts = build(config, workdir)
-    check_base(config)
+    check_base(parts)
     recipe = make_recipe(config.recipe.name, **config.recipe.options.to_dict())
     optimizer, rate = make_run_optimizer(config)
     stream = ProblemStream(
@@ -74,7 +74,7 @@ def _plan(config: ConfigDict, workdir: str):
         process_count=jax.process_count(),
     )
     held_out = parts.problems("test")[: config.eval.problems]
-    encode_prompts([*held_out[:8], *stream.peek()], parts.tokenizer, config.sampling.max_prompt)
+    encode_prompts([*held_out, *parts.problems("train")[:512]], parts.tokenizer, config.sampling.max_prompt)
     return parts, recipe, (optimizer, rate), stream, held_out
 
 
@@ -98,8 +98,10 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
             stop_tokens=(parts.tokenizer.eos_id,),
         )
         evaluate = make_evaluator(parts, held_out)
+        base = base_params(parts, workdir) if config.base else None
         remember_config(config, workdir, allow_change=allow_config_change)
-    base = base_params(parts, workdir)
+    if base is None:
+        base = base_params(parts, workdir)
     state, state_shardings = sharded_state(parts, base, optimizer)
     reference = base if recipe.needs_reference else None
     del base
@@ -128,7 +130,8 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
     )
     first, sampled_tokens, earlier_seconds = checkpointer.latest_step(), 0, 0.0
     if first is not None:
-        state, meta = checkpointer.restore(state)
+        with one_sentence():
+            state, meta = checkpointer.restore(state)
         stream.restore(meta["stream"])
         sampled_tokens, earlier_seconds = meta["sampled_tokens"], meta["seconds"]
     writer = None
@@ -211,12 +214,13 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
         update_seconds = clock.lap(state)
 
         # --- What was measured, and what to keep.
+        streak = max(int(u.pop("skipped_in_a_row")) for u in updates)
         values = jax.device_get(values | {k: jnp.mean(jnp.stack([u[k] for u in updates])) for k in updates[0]})
         done, tokens = step + 1, int(values.pop("tokens"))
         sampled_tokens += tokens
         step_seconds = sample_seconds + verify_seconds + score_seconds + update_seconds
         values |= {
-            "learning_rate": float(rate(int(state.updates) - 1)),
+            "learning_rate": float(rate(max(int(state.updates) - int(state.skipped) - 1, 0))),
             "skipped_updates": int(state.skipped),
             "sampled_tokens": sampled_tokens,
             "verify_seconds": verify_seconds,
@@ -236,12 +240,12 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
                 "left": f"{step_seconds * (config.steps - done):,.0f} s",
             },
         )
-        if config.profile and done == min((first or 0) + 5, config.steps):
+        if config.profile and step >= (first or 0) + 2 and done == min((first or 0) + 5, config.steps):
             jax.profiler.stop_trace()
         if config.log.rollouts_every and (step == 0 or done % config.log.rollouts_every == 0):
             save_rollouts(workdir, done, problems, rollout, parts.tokenizer, config)
-        if int(state.skipped_in_a_row) >= config.optimizer.max_skipped_in_a_row:
-            _stop_on_nonfinite(workdir, done, int(state.skipped_in_a_row), rollout, checkpointer)
+        if streak >= config.optimizer.max_skipped_in_a_row:
+            _stop_on_nonfinite(workdir, done, streak, rollout, checkpointer)
         last = done == config.steps
         evaluated = last or (config.eval.every and done % config.eval.every == 0)
         estimates = evaluate_and_write(done) if evaluated else None
@@ -253,7 +257,7 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
     if writer is not None:
         writer.close()
     seconds = earlier_seconds + time.perf_counter() - started
-    return _summarise(config, workdir, seconds=seconds, sampled_tokens=sampled_tokens)
+    return _summarise(config, workdir, seconds=seconds, sampled_tokens=sampled_tokens, num_problems=len(held_out))
 
 
 def _stop_on_nonfinite(workdir, step, count, rollout, checkpointer):
@@ -268,7 +272,9 @@ def _stop_on_nonfinite(workdir, step, count, rollout, checkpointer):
     )
 
 
-def _summarise(config: ConfigDict, workdir: str, *, seconds: float, sampled_tokens: int) -> dict[str, Any]:
+def _summarise(
+    config: ConfigDict, workdir: str, *, seconds: float, sampled_tokens: int, num_problems: int
+) -> dict[str, Any]:
     """Writes WORKDIR/summary.json from the metrics file and prints the table before and after."""
     records = read_metrics(os.path.join(workdir, "metrics.jsonl"))
     evaluations = [r for r in records if f"eval_{headline(config)}" in r]
@@ -289,7 +295,7 @@ def _summarise(config: ConfigDict, workdir: str, *, seconds: float, sampled_toke
     if is_main():
         with open(os.path.join(workdir, "summary.json"), "w") as file:
             json.dump(summary, file, indent=2)
-        print(f"\n{config.eval.problems} held-out problems, steps {before['step']} and {after['step']}:")
+        print(f"\n{num_problems} held-out problems, steps {before['step']} and {after['step']}:")
         print(comparison(before, after))
         print(f"entropy {summary['entropy_first']:.3f} -> {summary['entropy_last']:.3f} nats per token;", end=" ")
         print(f"{sampled_tokens:,} tokens sampled in {seconds:,.0f} s; everything is in {workdir}")

@@ -14,13 +14,16 @@ from experiments.building import make_task, one_sentence
 def corpus(paths: list[str], config):
     """Lines of the files, or prompts and solutions of the config's task."""
     if bool(paths) == (config is not None):
-        raise ValueError("give either --text files or a --config, not both")
+        raise ValueError("name the corpus: either --text files or a --config")
     if paths:
         for path in paths:
             with open(path, encoding="utf-8") as file:
                 yield from (line.rstrip("\n") for line in file)
     else:
-        yield from (problem.prompt + problem.solution for problem in make_task(config).problems("train"))
+        task = make_task(config)
+        if task.alphabet is not None:
+            raise ValueError(f"task {config.task.name!r} uses a character tokenizer; there is nothing to train")
+        yield from (problem.prompt + problem.solution for problem in task.problems("train"))
 
 
 def main(argv) -> None:

@@ -9,7 +9,16 @@ from entropy_rl.model.tokenizer import Tokenizer
 from entropy_rl.parallel.multihost import is_main, local_rows
 from entropy_rl.types import Rollout
 
-_ARRAYS = ("tokens", "response_mask", "entropy", "sampler_log_probs", "raw_log_probs", "old_log_probs", "rewards")
+_ARRAYS = (
+    "tokens",
+    "response_mask",
+    "stopped",
+    "entropy",
+    "sampler_log_probs",
+    "raw_log_probs",
+    "old_log_probs",
+    "rewards",
+)
 
 
 def save_rollouts(
@@ -21,7 +30,8 @@ def save_rollouts(
     arrays = {name: local_rows(getattr(rollout, name)) for name in _ARRAYS}
     directory = os.path.join(workdir, "rollouts")
     os.makedirs(directory, exist_ok=True)
-    with gzip.open(os.path.join(directory, f"step_{step:06d}.jsonl.gz"), "wt", encoding="utf-8") as file:
+    path = os.path.join(directory, f"step_{step:06d}.jsonl.gz")
+    with gzip.open(path + ".tmp", "wt", encoding="utf-8") as file:
         samples = config.batch.samples
         for row in range(min(config.log.rollouts_prompts, len(problems)) * samples):
             problem, mask = problems[row // samples], arrays["response_mask"][row]
@@ -37,7 +47,9 @@ def save_rollouts(
                 "prompt": problem.prompt,
                 "answer": problem.answer,
                 "reward": float(arrays["rewards"][row]),
+                "stopped": bool(arrays["stopped"][row]),
                 "tokens": tokens.tolist(),
                 "pieces": [tokenizer.piece(int(token)) for token in tokens],
             }
             file.write(json.dumps(record | per_token, ensure_ascii=False) + "\n")
+    os.replace(path + ".tmp", path)

@@ -159,3 +159,9 @@ def test_prompts_and_demonstrations_as_arrays():
     whole = encode_demonstrations(problems, Countdown(), tokenizer, max_length=8, seed=0, learn_prompt=True)
     assert whole.loss_mask.astype(int).tolist() == [[0, 1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1, 1, 1]]
     assert np.all(whole.prompt_length == 1)
+
+
+def test_copies_of_a_problem_in_one_batch_count_rounds():
+    tokenizer = CharTokenizer("01+?")
+    batch = encode_prompts([Problem(i, "0?", "0") for i in (7, 3, 7, 7)], tokenizer, 6)
+    assert batch.round.tolist() == [0, 0, 1, 2]

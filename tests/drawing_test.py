@@ -86,7 +86,7 @@ def test_log_prob_is_of_the_truncated_distribution():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"temperature": -1.0}, "negative"),
+        ({"temperature": -1.0}, "neither 0"),
         ({"top_k": 0}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
         ({"min_p": 1.5}, "min_p"),

@@ -88,6 +88,32 @@ def test_extract_option():
         Grader(extract=("colon",))
 
 
+@pytest.mark.parametrize(
+    ("gold", "response", "grade"),
+    [
+        ("18", "#### 18 dollars", 1),
+        ("18", "The answer is 18 dollars.", 1),
+        ("18", "The answer is 18, because x", 1),
+        ("18", "The answer is **18**.", 1),
+        ("18", "\\boxed{18\\text{ dollars}}", 1),
+        ("-5", "#### \u22125", 1),
+        ("3/2", "#### 1 1/2", 1),
+        ("1.5", "\\boxed{1\\frac{1}{2}}", 1),
+        ("#### 42", "\\boxed{42}", 1),
+        ("1,000", "#### 1,000 apples", 1),
+        ("42", "#### 41 = 42", 0),
+        ("42", "#### 41, no, 42", 0),
+        ("50", "#### 50%", 0),  # what a percentage equals is left to the next grader
+        ("2", "#### 2 or 3", 0),
+        ("2", "#### 2x", 0),
+        ("2", "#### 2^99", 0),
+        ("1", "#### 1 1/0", 0),
+    ],
+)
+def test_words_around_a_number(gold, response, grade):
+    assert Grader().grade(gold, response) == grade
+
+
 def test_grades():
     with Grader() as grader:
         golds = ["0.5", "1000", "7", "\\text{Monday}"]

@@ -131,3 +131,14 @@ def test_wrong_options(options, words):
 def test_unknown_recipe():
     with pytest.raises(ValueError, match="'ppo' is not one of grpo"):
         make_recipe("ppo")
+
+
+@pytest.mark.parametrize("advantage", [1.0, 0.0, -1.0])
+def test_a_ratio_that_would_overflow_is_finite(advantage):
+    def loss(log_probs):
+        old, adv = jnp.zeros((1, 1)), jnp.full((1, 1), advantage)
+        return jnp.sum(losses.clipped_policy_loss(log_probs, old, adv, dual_clip=3.0)[0])
+
+    value, gradient = jax.value_and_grad(loss)(jnp.full((1, 1), 100.0))
+    assert bool(jnp.isfinite(value))
+    assert float(gradient[0, 0]) == 0.0

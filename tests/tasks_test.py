@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entropy_rl.data.tasks import Chains, Countdown, evaluate_expression
+from entropy_rl.data.tasks import Chains, Countdown, GeneratedProblems, evaluate_expression
 from entropy_rl.model.tokenizer import CharTokenizer
 
 CHAINS = st.builds(
@@ -158,3 +158,16 @@ def test_character_tokenizer_round_trip(text):
 def test_character_tokenizer_names_what_it_cannot_encode():
     with pytest.raises(ValueError, match="'x' is not in the alphabet"):
         CharTokenizer("abc").encode("axb")
+
+
+def test_first_wrong_step_and_reward_agree_on_the_end():
+    task = Chains()
+    problem = task.problems("train")[0]
+    assert task.first_wrong_step(problem, problem.solution.replace("#", "junk#")) is not None
+    assert task.problems("test")[-1] == task.problems("test")[task.test_size - 1]
+
+
+@pytest.mark.parametrize("task", [Chains(min_steps=1, max_steps=1, modulus=2, operators="*"), Countdown(2, 1)])
+def test_too_few_problems_to_hold_some_out(task):
+    with pytest.raises(ValueError, match="too few distinct problems"):
+        GeneratedProblems(task, "test", 9)[0]

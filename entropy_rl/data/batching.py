@@ -22,7 +22,7 @@ def encode_prompt(problem: Problem, tokenizer: Tokenizer) -> list[int]:
 
 
 def encode_prompts(problems: Sequence[Problem], tokenizer: Tokenizer, max_prompt: int) -> PromptBatch:
-    """A PromptBatch of NumPy arrays, [P, max_prompt].
+    """A PromptBatch of NumPy arrays, [P, max_prompt]; ``round`` counts earlier copies of a problem in the batch.
 
     Raises:
         ValueError: for a prompt longer than ``max_prompt`` tokens.
@@ -34,13 +34,17 @@ def encode_prompts(problems: Sequence[Problem], tokenizer: Tokenizer, max_prompt
                 f"prompt of problem {problem.id} has {len(row)} tokens, max_prompt is {max_prompt}; "
                 "raise config.sampling.max_prompt"
             )
-    zeros = np.zeros(len(rows), np.int32)
+    seen: dict[int, int] = {}
+    rounds = []  # a small data set may come round within one batch: its copies must not draw the same noise
+    for problem in problems:
+        rounds.append(seen.get(problem.id, 0))
+        seen[problem.id] = rounds[-1] + 1
     return PromptBatch(
         tokens=_pad(rows, max_prompt),
         length=np.array([len(row) for row in rows], np.int32),
         ids=np.array([problem.id for problem in problems], np.int32),
-        context=zeros,
-        round=zeros,
+        context=np.zeros(len(rows), np.int32),
+        round=np.array(rounds, np.int32),
     )
 
 

@@ -6,11 +6,14 @@ No TensorFlow is needed. A builder writes ArrayRecord files once; ``as_data_sour
 import gzip
 import hashlib
 import json
+import math
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 
 import grain
 import tensorflow_datasets as tfds
+from absl import logging
 
 from entropy_rl.data.tasks import Problem
 from entropy_rl.verify.grader import Grader
@@ -29,7 +32,7 @@ def read_rows(path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
         raise ValueError(f"no data file at {path}")
     try:
         yield from _read_rows(path)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
 
 
@@ -45,14 +48,18 @@ def _read_rows(path: str) -> Iterator[tuple[int, dict]]:
                 raise ValueError(f"{path} is no Parquet file: {error}") from None
         yield from enumerate(table.to_pylist(), start=1)
     elif plain.endswith((".jsonl", ".json")):
-        with gzip.open(path, "rt", encoding="utf-8") if plain != path else open(path, encoding="utf-8") as file:
+        with gzip.open(path) if plain != path else open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise ValueError(f"{path} row {number} is no JSON: {error}") from None
+                    raise ValueError(
+                        f"{path} row {number} is no JSON: {error.msg}, character {error.pos + 1}"
+                    ) from None
+                except UnicodeDecodeError as error:
+                    raise ValueError(f"{path} row {number} is no UTF-8: {error}") from None
                 if not isinstance(row, dict):
                     raise ValueError(f"{path} row {number} is a {type(row).__name__}, not an object with fields")
                 yield number, row
@@ -67,6 +74,8 @@ def text_field(path: str, number: int, row: dict, field: str) -> str:
     value = row[field]
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{path} row {number} field {field!r} is a {type(value).__name__}, not text or a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{path} row {number} field {field!r} is {value}, not a number")
     text = str(value).strip()
     if not text:
         raise ValueError(f"{path} row {number} field {field!r} is empty")
@@ -99,7 +108,10 @@ class ProblemFiles(tfds.core.GeneratorBasedBuilder):
         # Prepared files are reused only while the sources and the field names stay as they are.
         digest = hashlib.sha256(json.dumps([self._paths, self._fields, stats]).encode()).hexdigest()[:16]
         config = tfds.core.BuilderConfig(name=digest, version=self.VERSION, description=", ".join(self._paths.values()))
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR)  # TFDS warns of every config that is not built in
         super().__init__(file_format="array_record", data_dir=data_dir, config=config)
+        logging.set_verbosity(verbosity)
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text()
@@ -114,8 +126,11 @@ class ProblemFiles(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(path) for split, path in self._paths.items()}
 
     def _generate_examples(self, path):
+        number = 0
         for number, row in read_rows(path):
             yield number, self._example(path, number, row)
+        if not number:
+            raise ValueError(f"{path} holds no rows")
 
     def _example(self, path: str, number: int, row: dict) -> dict[str, str]:
         problem, answer, solution = self._fields
@@ -192,6 +207,7 @@ class FileTask:
     def __init__(self, builder: ProblemFiles, *, template: str = "{problem}\n", grader: Grader | None = None):
         if "{problem}" not in template:
             raise ValueError(f"template {template!r} has no place for {{problem}}")
+        tfds.disable_progress_bar()
         builder.download_and_prepare()
         self._builder, self._template, self._grader = builder, template, grader or Grader()
         self._sources: dict[str, FileProblems] = {}

@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 _HELD_OUT_PART = 16
+_MAX_TRIES = 2000  # the chance that a task with many problems needs more is 1e-56
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,15 +70,17 @@ class GeneratedProblems(Sequence[Problem]):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self._size))]
+        index = index + self._size if index < 0 else index
         if not 0 <= index < self._size:
             raise IndexError(index)
         is_test = self._split == "test"
         rng = np.random.default_rng([self._task.seed, int(is_test), int(index)])
-        while True:
+        for _ in range(_MAX_TRIES):
             problem = self._task.generate(rng, int(index))
             part = hashlib.sha256(problem.prompt.encode()).digest()[0] % _HELD_OUT_PART
             if (part == 0) == is_test:
                 return problem
+        raise ValueError(f"{self._task} has too few distinct problems to hold some out; allow longer or larger ones")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,14 +171,16 @@ class Chains:
         A missing step counts as wrong at its index; a wrong or missing final answer counts as step ``steps``.
         """
         value, steps = self._parse(problem.prompt)
-        body, mark, answer = response.partition("#")
+        body, mark, answer = response.rpartition("#")
+        body = body if mark else response
         written = body.split(";")
         for i, (operator, number) in enumerate(steps):
             result = self._apply(value, operator, number)
             if i >= len(written) or written[i] != f"{value}{operator}{number}={result}":
                 return i
             value = result
-        return None if mark and answer == str(value) and len(written) == len(steps) + 1 else len(steps)
+        is_complete = bool(mark) and answer == str(value) and written[len(steps) :] == [""]
+        return None if is_complete else len(steps)
 
 
 @dataclasses.dataclass(frozen=True)

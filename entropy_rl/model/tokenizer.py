@@ -117,5 +117,8 @@ def train_sentencepiece(texts, path: str | os.PathLike, *, vocab_size: int, seed
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise ValueError(f"SentencePiece could not train {vocab_size} pieces on this corpus: {error}") from None
+        reason = str(error).rpartition("] ")[2]
+        raise ValueError(
+            f"SentencePiece could not train {vocab_size} pieces (vocab_size) on this corpus: {reason}"
+        ) from None
     return SentencePieceTokenizer(path)

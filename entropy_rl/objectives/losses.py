@@ -25,13 +25,15 @@ def clipped_policy_loss(
 ) -> tuple[Float[Array, "B T"], dict[str, Float[Array, "B T"]]]:
     """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) per token, r = exp(log pi - log pi_old).
 
+    The difference of log-probs is clamped to +-20, where its gradient is then 0: a ratio never overflows.
+
     Source: Schulman et al. 2017, PPO, https://arxiv.org/abs/1707.06347, eq. 7. Dual clip: Ye et al. 2020,
     https://arxiv.org/abs/1912.09729: for A < 0 the loss is at most -dual_clip * A.
 
     Returns:
         (loss, indicators), the latter 1 where the clip took the gradient away, below, above, and by the dual clip.
     """
-    ratio = jnp.exp(log_probs - old_log_probs)
+    ratio = jnp.exp(jnp.clip(log_probs - old_log_probs, -20.0, 20.0))
     unclipped = ratio * advantages
     clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantages
     loss = -jnp.minimum(unclipped, clipped)

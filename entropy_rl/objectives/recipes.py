@@ -64,6 +64,8 @@ def grpo(
     _check_choice("reduction", reduction, losses.REDUCTIONS)
     _check_choice("normalize", normalize, NORMALIZATIONS)
     _check_choice("importance", importance, losses.IMPORTANCE_LEVELS)
+    if importance_ceiling <= 0:
+        raise ValueError(f"importance_ceiling={importance_ceiling} must be positive")
     if not 0 <= clip_low <= 1 or clip_high < 0 or kl_coef < 0 or (dual_clip is not None and dual_clip <= 1):
         raise ValueError(
             f"clip_low={clip_low} must lie in [0, 1], clip_high={clip_high} and kl_coef={kl_coef} must not be "

@@ -1,5 +1,6 @@
 """One program, every process: start-up and the rows each process holds."""
 
+import os
 from typing import Any
 
 import jax
@@ -13,7 +14,10 @@ def initialize() -> None:
     On TPU pods and under SLURM or Kubernetes JAX finds the others; elsewhere it reads JAX_COORDINATOR_ADDRESS
     (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID from the environment.
     """
-    jax.distributed.initialize()
+    count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
+    jax.distributed.initialize(
+        num_processes=None if count is None else int(count), process_id=None if index is None else int(index)
+    )
 
 
 def is_main() -> bool:

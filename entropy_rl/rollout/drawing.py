@@ -14,7 +14,8 @@ _BLOCK = 128
 
 def _ordered_bits(x: Float[Array, "R V"]) -> Array:
     """uint32 keys that sort as the floats do."""
-    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    x = jnp.where(x == 0, 0.0, x.astype(jnp.float32))  # -0.0 is 0.0
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
@@ -99,8 +100,8 @@ def draw(
 
 def check_sampling_options(*, temperature: float, top_k: int | None, top_p: float, min_p: float) -> None:
     """Raises ValueError with what to change where an option is out of its range."""
-    if temperature < 0:
-        raise ValueError(f"temperature={temperature} is negative; 0 is greedy, 1 the policy itself")
+    if temperature < 0 or 0 < temperature < 1e-4:
+        raise ValueError(f"temperature={temperature} is neither 0 (greedy) nor at least 1e-4; 1 is the policy itself")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k={top_k} keeps nothing; use None to keep all tokens")
     if not 0 < top_p <= 1:

@@ -248,6 +248,10 @@ def sample(
     rows = prompts.tokens.shape[0] * samples_per_prompt
     if min(rows, max_response) < 1:
         raise ValueError(f"nothing to sample: {rows} rows of at most {max_response} tokens")
+    if slots is not None and slots < 1:
+        raise ValueError(f"slots={slots} must be at least 1")
+    if response_limit is not None and response_limit.shape != (rows,):
+        raise ValueError(f"response_limit has shape {response_limit.shape}, there are {rows} rows")
     if response_limit is None:
         response_limit = jnp.full(rows, max_response, jnp.int32)
     return _jitted_sample(

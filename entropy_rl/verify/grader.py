@@ -13,6 +13,12 @@ _INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 _DECIMAL = re.compile(rf"[+-]?(?:{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+)")
 _RATIO = re.compile(r"([^/]+)/([^/]+)")
 _FRACTION = re.compile(r"([+-]?)\\[dt]?frac(?:\{([^{}]*)\}|([0-9]))(?:\{([^{}]*)\}|([0-9]))")
+_MIXED = re.compile(r"([+-]?)([0-9]+)(?: +([0-9]+)/([0-9]+)| *\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\})")
+# A number, then words that hold no digit and no further claim: "18 dollars", "18, because x".
+_WITH_WORDS = re.compile(
+    r"([+-]?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?(?:/[0-9]+)?)(?:[ ,;€£]|\.(?![0-9]))[^0-9=<>%+*/^\\]*"
+)
+_TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{[^{}0-9]*\}")
 _MARKED = {"####": re.compile(r"####[ \t]*([^\n]*)"), "answer is": re.compile(r"answer is:?[ \t]*([^\n]*)", re.I)}
 _NUMBER_IN_TEXT = re.compile(r"-?(?:[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|\.[0-9]+)(?:/[0-9]+)?")
 
@@ -51,7 +57,8 @@ def extract_answer(response: str, *, extract: Sequence[str] = EXTRACTORS, allow_
 
 def _plain(text: str) -> str:
     """Without dollar signs, LaTeX spacing, surrounding blanks and a closing full stop."""
-    text = text.replace("{,}", ",").replace("\\$", "").replace("$", "")
+    text = text.replace("{,}", ",").replace("\\$", "").replace("$", "").replace("**", "").replace("\u2212", "-")
+    text = _TEXT_COMMAND.sub("", text)
     text = re.sub(r"\\[,!;: ]|\\left|\\right", "", text).strip()
     return text.removesuffix(".").strip()
 
@@ -62,7 +69,7 @@ def _decimal(text: str) -> Fraction | None:
 
 
 def parse_number(text: str) -> Fraction | None:
-    """An exact rational: integer, decimal, thousands separators, a/b, ``\\frac{a}{b}``; None for anything else.
+    """An exact rational: integer, decimal, thousands separators, a/b, ``\\frac{a}{b}``, mixed; None for anything else.
 
     Only ASCII digits count; a zero denominator and text longer than 200 characters give None.
     """
@@ -71,6 +78,9 @@ def parse_number(text: str) -> Fraction | None:
     if number is not None:
         return number
     sign = 1
+    if match := _MIXED.fullmatch(text):
+        over, under = int(match[3] or match[5]), int(match[4] or match[6])
+        return None if not under else (-1 if match[1] == "-" else 1) * (int(match[2]) + Fraction(over, under))
     if match := _FRACTION.fullmatch(text):
         sign = -1 if match[1] == "-" else 1
         top, bottom = match[2] or match[3] or "", match[4] or match[5] or ""
@@ -80,6 +90,14 @@ def parse_number(text: str) -> Fraction | None:
         return None
     numerator, denominator = _decimal(top), _decimal(bottom)
     return sign * numerator / denominator if numerator is not None and denominator else None
+
+
+def _number_with_words(answer: str) -> Fraction | None:
+    """``parse_number``, also of a number that only words follow: "18 dollars", "18, because of that"."""
+    number = parse_number(answer)
+    if number is None and (match := _WITH_WORDS.fullmatch(_plain(answer[: 4 * _MAX_ANSWER]))):
+        number = parse_number(match[1])
+    return number
 
 
 class Grader:
@@ -109,9 +127,10 @@ class Grader:
         answer = extract_answer(response, extract=self.extract, allow_unboxed=self.allow_unboxed)
         if answer is None or not answer:
             return 0.0
+        gold = extract_answer(gold) or gold  # a gold answer may be marked itself
         expected = parse_number(gold)
         if expected is not None:
-            return float(parse_number(answer) == expected)
+            return float(_number_with_words(answer) == expected)
         return float("".join(_plain(answer).split()) == "".join(_plain(gold).split()))
 
     def grade_many(self, golds: Iterable[str], responses: Iterable[str]) -> list[float]:

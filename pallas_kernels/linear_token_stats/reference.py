@@ -21,7 +21,8 @@ def stats_from_scaled_logits(
     maximum = jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
     x = z - maximum
     e = jnp.exp(x)
-    s, t, q = jnp.sum(e, -1), jnp.sum(x * e, -1), jnp.sum(x * x * e, -1)
+    xe = jnp.where(e > 0, x * e, 0.0)  # a logit of -inf contributes 0
+    s, t, q = jnp.sum(e, -1), jnp.sum(xe, -1), jnp.sum(jnp.where(e > 0, x * xe, 0.0), -1)
     log_s = jnp.log(s)
     target = jnp.take_along_axis(x, targets[:, None], axis=-1)[:, 0]
     return TokenStats(
