@@ -10,7 +10,7 @@ from ml_collections import config_flags
 from entropy_rl.parallel import multihost
 
 
-def run(function: Callable[..., object], *, resumable: bool = True) -> None:
+def run(function: Callable[..., object]) -> None:
     """Parses ``--config`` and ``--workdir`` (and ``--allow_config_change``) and calls ``function(config, workdir)``.
 
     A config that cannot be read, an unknown key or a value of another type ends the program with one sentence.
@@ -30,9 +30,8 @@ def run(function: Callable[..., object], *, resumable: bool = True) -> None:
             raise app.UsageError(f"unknown arguments {' '.join(argv[1:])}")
         if flags.FLAGS.multihost:
             multihost.initialize()
-        options = {"allow_config_change": change.value} if resumable else {}
         try:
-            function(config.value, workdir.value, **options)
+            function(config.value, workdir.value, allow_config_change=change.value)
         except KeyboardInterrupt:
             print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
             os._exit(130)  # a compilation may still be running in a thread of its own, and would crash on the way out
