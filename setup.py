@@ -29,7 +29,7 @@ setup(
         "matplotlib>=3.9,<4",
         "ml-collections>=1.0,<2",
         "numpy>=2,<3",
-        "optax>=0.2.6,<0.4",
+        "optax>=0.2.8,<0.4",
         "orbax-checkpoint>=0.12,<0.13",
         "pyarrow>=17,<28",
         "sentencepiece>=0.2,<0.3",

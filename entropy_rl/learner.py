@@ -182,7 +182,7 @@ def make_update(
         batch = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), rollout)
         value, sums, grads = accumulate(state.params, batch)
         tokens = jnp.maximum(jnp.sum(batch.loss_mask), 1)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(value)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -76,7 +76,7 @@ def test_number_of_devices_changes_not_one_bit(setting):
 
 def test_other_slot_counts_and_tensor_sharding_draw_the_same_tokens(setting):
     model, params, prompts, rollout = setting
-    for slots in (3, 64, 100):
+    for slots in (3, 100):
         other = sample(model, params, prompts, KEY, slots=slots, **OPTIONS)
         np.testing.assert_array_equal(other.tokens, rollout.tokens)
         np.testing.assert_allclose(other.raw_log_probs, rollout.raw_log_probs, atol=1e-5)
