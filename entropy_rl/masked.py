@@ -32,11 +32,6 @@ def masked_std(
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
 
 
-def masked_max(values: Float[Array, "..."], mask: Bool[Array, "..."], axis: Axis = None) -> Float[Array, "..."]:
-    """Largest of the non-negative ``values`` where ``mask``; 0 where nothing is selected."""
-    return jnp.max(jnp.where(mask, values, 0), axis=axis, initial=0.0)
-
-
 def token_mean(values: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, ""]:
     """Mean over all selected tokens: long responses weigh more."""
     return masked_mean(values, mask)

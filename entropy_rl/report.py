@@ -161,7 +161,6 @@ h1{{font-size:1.4rem;margin-bottom:.2rem}}h2{{font-size:1.05rem;margin:2rem 0 .8
 .good{{color:#047857;font-weight:600}}.bad{{color:#b91c1c;font-weight:600}}
 .scale{{display:inline-block;width:11rem;height:.8rem;border-radius:3px;vertical-align:middle;margin:0 .4rem;
 background:linear-gradient(to right,{gradient})}}
-.erased{{text-decoration:line-through;opacity:.6}}
 </style></head><body><h1>{title}</h1>
 <p class="note">Each token is coloured by the policy's entropy where it was drawn: 0
 <span class="scale"></span> {top:.2f} nats and above. Point at a token for its numbers.</p>

@@ -184,8 +184,10 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
 
         rows = [problem for problem in problems for _ in range(batch.samples)]
         texts = decode_responses(local_rows(rollout.tokens), local_rows(rollout.response_mask), parts.tokenizer)
-        correct = np.array([parts.task.reward(p, t) >= 1.0 for p, t in zip(rows, texts, strict=True)], np.float32)
-        rewards = np.array([parts.reward(p, t) for p, t in zip(rows, texts, strict=True)], np.float32)
+        verdicts = np.array([parts.task.reward(p, t) for p, t in zip(rows, texts, strict=True)], np.float32)
+        correct, rewards = (verdicts >= 1.0).astype(np.float32), verdicts
+        if config.reward:
+            rewards = np.array([parts.reward(p, t) for p, t in zip(rows, texts, strict=True)], np.float32)
         if not np.all(np.isfinite(rewards)):
             wrong = int(np.argmin(np.isfinite(rewards)))
             sys.exit(f"error: the reward of problem {rows[wrong].id} is {rewards[wrong]}; response: {texts[wrong]!r}")

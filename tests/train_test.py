@@ -52,7 +52,10 @@ def test_a_run_leaves_everything(finished):
     assert "mean@2" in output
     assert list((workdir / "tensorboard").iterdir())
     for rows in runs.rollouts(workdir).values():
-        assert all("".join(p for p in r["pieces"] if p != "</s>").count("#") <= len(r["tokens"]) for r in rows)
+        for r in rows:
+            assert len(r["pieces"]) == len(r["tokens"]) == len(r["entropy"]) == len(r["raw_log_probs"])
+            right = "".join(p for p in r["pieces"] if not p.startswith("<")).rpartition("#")[1:] == ("#", r["answer"])
+            assert r["reward"] == float(right)
 
 
 @pytest.mark.xdist_group("finished")

@@ -147,9 +147,9 @@ def _local_sample(
             responses=responses,
             length=state.length.at[finished].set(fed + 1, mode="drop"),
             stopped=state.stopped.at[finished].set(is_stop, mode="drop"),
-            next_row=state.next_row + jnp.sum(done),
         )
-        following = jnp.minimum(state.next_row - jnp.sum(done) + jnp.cumsum(done) - 1, num_rows)
+        following = jnp.minimum(state.next_row + jnp.cumsum(done) - 1, num_rows)
+        state = state.replace(next_row=state.next_row + jnp.sum(done))
         idle = jnp.where(live & ~done, cache.length, 0)
         state = state.replace(cache=rewind(state.cache, idle))
         return _start_rows(state, following, done, last_token, samples_per_prompt)
