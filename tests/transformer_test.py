@@ -11,9 +11,9 @@ from entropy_rl.model import RopeScaling, Transformer, head_weight
 from tests.helpers import TINY, tiny_model
 
 
-def numpy_forward(config, params, tokens):
-    """Hidden states of one row in float64, written from the equations."""
-    tree = jax.tree.map(lambda x: np.asarray(x, np.float64), params)["params"]
+def numpy_forward(config, params, tokens, dtype=np.float64):
+    """Hidden states of one row, written from the equations, every operation in ``dtype``."""
+    tree = jax.tree.map(lambda x: np.asarray(x, dtype), params)["params"]
     norm = lambda x, scale: x / np.sqrt(np.mean(x**2, -1, keepdims=True) + config.norm_eps) * scale
     half = config.head_dim // 2
     frequency = config.rope_theta ** (-np.arange(half) / half)
@@ -34,7 +34,7 @@ def numpy_forward(config, params, tokens):
                 )
                 out.append((1 - smooth) * f / scaling.factor + smooth * f)
         frequency = np.array(out)
-    angles = np.arange(len(tokens))[:, None] * frequency
+    angles = np.arange(len(tokens), dtype=dtype)[:, None] * frequency.astype(dtype)
 
     def rotate(x):  # [T, N, H]
         first, second = x[..., :half], x[..., half:]
@@ -55,7 +55,7 @@ def numpy_forward(config, params, tokens):
         q, k = rotate(q), rotate(k)
         out = np.zeros_like(q)
         for n in range(config.num_heads):
-            scores = q[:, n] @ k[:, n // group].T / np.sqrt(config.head_dim)
+            scores = q[:, n] @ k[:, n // group].T / dtype(config.head_dim**0.5)
             scores[np.triu_indices(len(tokens), 1)] = -np.inf
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             out[:, n] = weights / weights.sum(-1, keepdims=True) @ v[:, n // group]
