@@ -1,7 +1,7 @@
 """Sums, means and deviations over the entries a mask selects; an empty mask gives 0, never NaN."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 Axis = int | tuple[int, ...] | None
 
@@ -40,3 +40,17 @@ def token_mean(values: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[A
 def sequence_mean(values: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, ""]:
     """Mean over sequences of the mean over their tokens; sequences without a selected token do not count."""
     return masked_mean(masked_mean(values, mask, axis=1), jnp.any(mask, axis=1))
+
+
+def lowest(values: Float[Array, "..."], mask: Bool[Array, "..."], count: Int[Array, ""] | int) -> Bool[Array, "..."]:
+    """The ``count`` smallest of the entries the mask selects, ties by index; all of them where there are fewer."""
+    flat = jnp.where(mask, values, jnp.inf).reshape(-1)
+    # Masked entries last even behind an unmasked infinity: sort by (masked, value, index).
+    order = jnp.lexsort((flat, ~mask.reshape(-1)))
+    rank = jnp.zeros(flat.shape, jnp.int32).at[order].set(jnp.arange(flat.size, dtype=jnp.int32))
+    return mask & (rank < count).reshape(mask.shape)
+
+
+def fraction_of(fraction: float, count: Int[Array, ""] | int) -> Int[Array, ""]:
+    """floor(fraction * count), with the product's f32 rounding taken off: .7 of 10 is 7."""
+    return jnp.floor(fraction * jnp.asarray(count, jnp.float32) * (1 + 5e-7)).astype(jnp.int32)
