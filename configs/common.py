@@ -1,7 +1,21 @@
 """Every default, with its unit. Other config files start from ``base_config`` and change what differs."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
+from entropy_rl.objectives.methods import METHODS, method_defaults
+from entropy_rl.objectives.recipes import default_options
+
+
+def use_recipe(config: ConfigDict, name: str, **changes: Any) -> None:
+    """Names the recipe and gives ``config.recipe.options`` its options, with ``changes`` of their defaults."""
+    config.recipe = ConfigDict()
+    config.recipe.name = name
+    defaults = default_options(name)
+    config.recipe.options = ConfigDict({k: placeholder(float) if v is None else v for k, v in defaults.items()})
+    config.recipe.options.update(changes)
 
 
 def base_config() -> ConfigDict:
@@ -71,17 +85,20 @@ def base_config() -> ConfigDict:
     config.batch.microbatches = 1  # pieces a minibatch's gradient is accumulated over
     config.batch.mask_truncated = False  # leave responses cut by the length limit out of the loss
 
-    config.recipe = ConfigDict()
-    config.recipe.name = "grpo"
-    config.recipe.options = ConfigDict()
-    config.recipe.options.clip_low = 0.2
-    config.recipe.options.clip_high = 0.2
-    config.recipe.options.dual_clip = placeholder(float)  # None: off; 3.0 is usual
-    config.recipe.options.kl_coef = 0.0  # per nat of KL(policy || base)
-    config.recipe.options.normalize = "std"  # std, none
-    config.recipe.options.reduction = "sequence_mean"  # sequence_mean, token_mean, fixed_length
-    config.recipe.options.importance = "none"  # none, token, sequence: weights for the sampler/trainer gap
-    config.recipe.options.importance_ceiling = 2.0
+    # Options and their meaning: entropy_rl/objectives/recipes.py; every recipe has GRPO's, and may have its own.
+    use_recipe(config, "grpo")
+
+    # Methods on top of the recipe, by commas, any subset of: r3, e3rl, sent, entrocraft. Options of each, with their
+    # meaning and units: entropy_rl/objectives/methods.py.
+    config.methods = ""
+    for method in METHODS:
+        config[method] = ConfigDict(method_defaults(method))
+
+    config.curriculum = ConfigDict()
+    config.curriculum.path = ""  # semantic entropies by experiments.rank_prompts; "": rank first, under WORKDIR/ranking
+    config.curriculum.problems = 2048  # training problems to rank, the first ones of the split
+    config.curriculum.samples = 8  # responses per problem
+    config.curriculum.weighting = "counts"  # of responses in a cluster: counts, or log_prob (length-normalised)
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 2e-4

@@ -10,10 +10,12 @@ from jax import lax
 
 from entropy_rl.distributions import kl_estimate
 from entropy_rl.masked import masked_mean, masked_sum
-from entropy_rl.model.transformer import Transformer, head_weight
+from entropy_rl.methods.e3rl import attention_mass, segment_ids
+from entropy_rl.model.transformer import MAX_READOUT, Readout, Transformer, head_weight
 from entropy_rl.objectives.losses import reduction_weights
-from entropy_rl.objectives.recipes import TokenLoss
-from entropy_rl.types import Rollout, TrainState
+from entropy_rl.objectives.recipe import Recipe, StepContext, TokenLoss, run_stages
+from entropy_rl.parallel.mesh import replicated
+from entropy_rl.types import FRESH, Rollout, TrainState
 from pallas_kernels import linear_token_stats
 
 _NOT_DECAYED = ("scale", "bias", "embedding")
@@ -85,6 +87,32 @@ def response_stats(
     return place(stats.log_probs), place(stats.entropy)
 
 
+def answer_attention(
+    model: Transformer, params: Any, rollout: Rollout, *, layer: int, segment_length: int,
+    delimiters: tuple[int, ...], num_segments: int,
+) -> Any:  # fmt: skip
+    """f32 [B, N]: the attention that each response's final answer pays to its segments; see ``attention_mass``.
+
+    The queries are the answer's tokens, ``answer_start`` to ``answer_end``, at most 64; where a row has none, those of
+    its last segment. The answer's own segment is that of its first token.
+    """
+    batch, size = rollout.tokens.shape
+    mask = rollout.response_mask
+    ids = segment_ids(rollout.tokens, mask, segment_length=segment_length, delimiters=delimiters)
+    column = jnp.arange(size)[None]
+    last = jnp.max(jnp.where(mask, ids, 0), axis=1)
+    last_start = jnp.min(jnp.where(mask & (ids == last[:, None]), column, size - 1), axis=1)
+    has_answer = rollout.answer_end > rollout.answer_start
+    start = jnp.where(has_answer, rollout.answer_start, last_start)
+    end = jnp.where(has_answer, rollout.answer_end, rollout.length)
+    queries = jnp.minimum(start[:, None] + jnp.arange(min(MAX_READOUT, size))[None], size - 1)
+    is_query = (start[:, None] + jnp.arange(min(MAX_READOUT, size))[None]) < end[:, None]
+    own = jnp.take_along_axis(ids, jnp.minimum(start, size - 1)[:, None], axis=1)[:, 0]
+    positions = jnp.broadcast_to(column, (batch, size))
+    attention: Any = model.apply(params, rollout.tokens, positions, readout=Readout(queries, layer))[-1]
+    return attention_mass(attention, is_query, ids, mask, own, num_segments)
+
+
 def split_rows(tree: Any, num_pieces: int) -> Any:
     """[B, ...] -> [num_pieces, B / num_pieces, ...]; piece i takes rows i, i + num_pieces, ..., some of each device."""
 
@@ -110,12 +138,27 @@ def make_score(
                 model, params, part, max_response=max_response, temperature=temperature, chunk_size=chunk_size
             )
 
-        bare = Rollout(*(None,) * 8).replace(
-            tokens=rollout.tokens, prompt_length=rollout.prompt_length, response_mask=rollout.response_mask
-        )
-        return join_rows(lax.map(piece, split_rows(bare, num_microbatches)))
+        return join_rows(lax.map(piece, split_rows(_bare(rollout), num_microbatches)))
 
     return jax.jit(score)
+
+
+def _bare(rollout: Rollout) -> Rollout:
+    """What a forward pass reads."""
+    names = ("tokens", "prompt_length", "length", "response_mask", "answer_start", "answer_end")
+    return Rollout(*(None,) * 8).replace(**{name: getattr(rollout, name) for name in names})
+
+
+def make_answer_attention(
+    model: Transformer, *, num_microbatches: int = 1, **options: Any
+) -> Callable[[Any, Rollout], Any]:
+    """A compiled ``(params, rollout) -> attention_mass [B, N]``, in microbatches; options of ``answer_attention``."""
+
+    def attention(params, rollout):
+        piece = lambda part: answer_attention(model, params, part, **options)  # noqa: E731
+        return join_rows(lax.map(piece, split_rows(_bare(rollout), num_microbatches)))
+
+    return jax.jit(attention)
 
 
 def make_loss(
@@ -204,19 +247,38 @@ def make_update(
     return jax.jit(update, donate_argnums=0, out_shardings=out)
 
 
+def with_loss_mask(rollout: Rollout, *, mask_truncated: bool) -> Rollout:
+    """``loss_mask``: all response tokens, or only those of responses that a stop token ended."""
+    return rollout.replace(loss_mask=rollout.response_mask & (rollout.stopped[:, None] | (not mask_truncated)))
+
+
+def make_prepare(recipe: Recipe, mesh: Any, *, group_size: int, max_response: int) -> Callable[..., Any]:
+    """A compiled ``(rollout, states, step, key) -> (rollout, states, metrics)``: the recipe's stages in order."""
+
+    def prepare(rollout, states, step, key):
+        context = StepContext(step=step, key=key, group_size=group_size, max_response=max_response)
+        return run_stages(recipe, rollout, states, context)
+
+    return jax.jit(prepare, out_shardings=(None, replicated(mesh), None))
+
+
 def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, Any]:
-    """Scalars of one rollout batch: rewards, lengths, entropy and the gap between sampler and trainer."""
-    mask = rollout.response_mask
+    """Scalars of the rows sampled in one step: rewards, lengths, entropy and the gap between sampler and trainer."""
+    is_fresh = rollout.origin == FRESH
+    mask = rollout.response_mask & is_fresh[:, None]
+    groups = is_fresh.reshape(-1, group_size)
     rewards = rollout.rewards.reshape(-1, group_size)
+    largest = jnp.max(jnp.where(groups, rewards, -jnp.inf), axis=1)
+    smallest = jnp.min(jnp.where(groups, rewards, jnp.inf), axis=1)
     gap = jnp.abs(rollout.old_log_probs - rollout.raw_log_probs)
     return {
-        "reward": jnp.mean(rewards),
-        "equal_groups": jnp.mean((jnp.max(rewards, 1) == jnp.min(rewards, 1)).astype(jnp.float32)),
-        "response_length": jnp.mean(jnp.sum(mask, axis=1)),
-        "truncated": jnp.mean(1.0 - rollout.stopped.astype(jnp.float32)),
+        "reward": masked_mean(rollout.rewards, is_fresh),
+        "accuracy": masked_mean(rollout.correct.astype(jnp.float32), is_fresh),
+        "equal_groups": masked_mean((largest == smallest).astype(jnp.float32), jnp.any(groups, axis=1)),
+        "response_length": masked_mean(jnp.sum(mask, axis=1).astype(jnp.float32), is_fresh),
+        "truncated": masked_mean(1.0 - rollout.stopped.astype(jnp.float32), is_fresh),
         "sampler_entropy": masked_mean(rollout.entropy, mask),
         "trainer_entropy": masked_mean(rollout.old_entropy, mask),
         "log_prob_gap_mean": masked_mean(gap, mask),
         "log_prob_gap_max": jnp.max(jnp.where(mask, gap, 0.0)),
-        "tokens": jnp.sum(mask),
     }

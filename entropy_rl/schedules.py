@@ -56,7 +56,7 @@ def _progress(kind: str, step: Any, *, num_steps: int, period: float | None, hol
     if kind == "cosine":
         return 0.5 * (1 - jnp.cos(jnp.pi * fraction))
     if kind == "sine":
-        return 0.5 * (1 - jnp.cos(2 * jnp.pi * jnp.clip(step, 0.0, num_steps) / period))
+        return 0.5 * (1 - jnp.cos(2 * jnp.pi * jnp.clip(step, 0.0, num_steps) / (period or 1.0)))
     if kind == "hold_decay":
         return jnp.clip((step - hold_steps) / (num_steps - hold_steps), 0.0, 1.0)
     return jnp.zeros_like(fraction)  # constant

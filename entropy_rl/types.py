@@ -7,7 +7,11 @@ response), S tokens of a prompt. Index t of every [B, T] array describes ``token
 
 from typing import Any
 
+import jax.numpy as jnp
 from flax import struct
+
+# Where a row of a rollout comes from.
+FRESH, REPLAYED, ERASED, ABSENT = range(4)
 
 # Fields are annotated `Any` because the same containers also hold shardings, specs and shapes inside JAX.
 
@@ -21,6 +25,7 @@ class PromptBatch(struct.PyTreeNode):
         ids: int32 [P], the prompt's id in its data set; part of the row's random stream.
         context: int32 [P], 0 for the plain prompt, other values for prompts derived from it.
         round: int32 [P], how often this prompt was sampled before within the step, earlier copies in it included.
+        active: bool [P], false for places without a prompt, which are not sampled; None for all true.
     """
 
     tokens: Any
@@ -28,6 +33,36 @@ class PromptBatch(struct.PyTreeNode):
     ids: Any
     context: Any
     round: Any
+    active: Any = None
+
+
+class Segments(struct.PyTreeNode):
+    """What erasing did to each segment of a response, [B, N]; 0 for an index of which a row has no segment.
+
+    Attributes:
+        count: int32 [B], segments that were scored.
+        uncertainty: f32, U of the accepted attempt, nats.
+        first_uncertainty: f32, U of the first attempt.
+        first_level: f32, B of the first attempt.
+        threshold: f32, Theta the accepted attempt was held against; 0 where there was no estimate yet.
+        erasures: int32, attempts erased before it.
+        draws: int32 [B], tokens drawn, erased ones included.
+        drawn_tokens: int32 [B, D], every token in the order drawn, as far as D reaches.
+        drawn_position: int32 [B, D], its position in the response; it falls back where a segment was erased.
+        drawn_log_probs, drawn_entropy: f32 [B, D] nats, as ``raw_log_probs`` and ``entropy``.
+    """
+
+    count: Any
+    uncertainty: Any
+    first_uncertainty: Any
+    first_level: Any
+    threshold: Any
+    erasures: Any
+    draws: Any
+    drawn_tokens: Any
+    drawn_position: Any
+    drawn_log_probs: Any
+    drawn_entropy: Any
 
 
 class Rollout(struct.PyTreeNode):
@@ -46,8 +81,16 @@ class Rollout(struct.PyTreeNode):
         old_entropy: f32 [B, T] nats, the trainer's, before any update on this batch.
         ref_log_probs: f32 [B, T] nats, of the frozen reference policy.
         rewards: f32 [B].
+        correct: bool [B], the verifier's own verdict, whatever the rewards were made of.
+        origin: int32 [B], FRESH, REPLAYED, ERASED or ABSENT (a place of its group without a response).
+        outcome_advantages: f32 [B], of the whole response.
         advantages: f32 [B, T].
         loss_mask: bool [B, T], the response tokens that enter the loss.
+        weights: f32 [B, T] by name, factors of the terms of a token loss; see ``objectives.recipes``.
+        segments: what erasing did, where it was on.
+        answer_start, answer_end: int32 [B], index of the final answer's first token and of the one behind its last;
+            equal where there is none.
+        attention_mass: f32 [B, N], what the answer's tokens pay to each segment.
     """
 
     tokens: Any
@@ -62,8 +105,24 @@ class Rollout(struct.PyTreeNode):
     old_entropy: Any = None
     ref_log_probs: Any = None
     rewards: Any = None
+    correct: Any = None
+    origin: Any = None
+    outcome_advantages: Any = None
     advantages: Any = None
     loss_mask: Any = None
+    weights: Any = struct.field(default_factory=dict)
+    segments: Any = None
+    answer_start: Any = None
+    answer_end: Any = None
+    attention_mass: Any = None
+
+    def for_update(self) -> "Rollout":
+        """Without what no token loss reads."""
+        return self.replace(segments=None, answer_start=None, answer_end=None, attention_mass=None)
+
+    def fresh(self) -> "Rollout":
+        """With every row marked as sampled in this step."""
+        return self.replace(origin=jnp.full(self.tokens.shape[0], FRESH, jnp.int32))
 
 
 class TrainState(struct.PyTreeNode):

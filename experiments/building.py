@@ -21,6 +21,9 @@ from entropy_rl.data.tasks import Chains, Countdown, Problem, Task
 from entropy_rl.learner import init_state, make_optimizer
 from entropy_rl.model.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer, train_sentencepiece
 from entropy_rl.model.transformer import RopeScaling, Transformer, TransformerConfig
+from entropy_rl.objectives.methods import METHODS, RunFacts, add_methods
+from entropy_rl.objectives.recipe import Recipe
+from entropy_rl.objectives.recipes import make_recipe
 from entropy_rl.parallel import mesh as mesh_lib
 from entropy_rl.parallel.multihost import is_main
 from entropy_rl.schedules import learning_rate_schedule
@@ -167,6 +170,8 @@ def check_sizes(config: ConfigDict, mesh: Any) -> None:
         "optimizer.max_skipped_in_a_row": config.optimizer.max_skipped_in_a_row,
         "pretrain.checkpoint_every": config.pretrain.checkpoint_every,
         "log.rollouts_prompts": config.log.rollouts_prompts,
+        "curriculum.problems": config.curriculum.problems,
+        "curriculum.samples": config.curriculum.samples,
     }
     for name, value in positive.items():
         if value < 1:
@@ -185,15 +190,8 @@ def check_sizes(config: ConfigDict, mesh: Any) -> None:
     if config.sampling.temperature <= 0:
         raise ValueError("config.sampling.temperature must be positive: greedy responses carry no gradient signal")
     shards = mesh_lib.row_shards(mesh)
-    rows = batch.prompts * batch.samples
-    pieces = batch.minibatches * batch.microbatches
     if batch.prompts % shards:
         raise ValueError(f"config.batch.prompts={batch.prompts} does not divide over {shards} data shards")
-    if rows % (pieces * shards):
-        raise ValueError(
-            f"{rows} rows (batch.prompts x batch.samples) do not divide into {batch.minibatches} minibatches of "
-            f"{batch.microbatches} microbatches over {shards} data shards"
-        )
     if config.pretrain.batch_size % (config.pretrain.microbatches * shards):
         raise ValueError(
             f"config.pretrain.batch_size={config.pretrain.batch_size} does not divide into "
@@ -232,6 +230,42 @@ def build(config: ConfigDict, workdir: str) -> Parts:
         param_shardings=mesh_lib.param_shardings(mesh, axes, shapes),
         sampling_shardings=mesh_lib.sampling_shardings(mesh, axes, shapes),
     )
+
+
+def make_run_recipe(config: ConfigDict, tokenizer: Tokenizer) -> Recipe:
+    """The recipe with the methods the config names.
+
+    Raises:
+        ValueError: for an unknown recipe, method or option, or one out of range.
+    """
+    base = make_recipe(config.recipe.name, **config.recipe.options.to_dict())
+    named = [name.strip() for name in config.methods.split(",") if name.strip()]
+    for name in named:
+        if name not in METHODS:
+            raise ValueError(f"method {name!r} of config.methods is not one of {', '.join(METHODS)}")
+    options = {name: config[name].to_dict() for name in named}
+    if "entrocraft" in options and ":" in str(options["entrocraft"]["band"]):
+        options["entrocraft"]["band"] = load_object(options["entrocraft"]["band"])
+    facts = RunFacts(num_steps=config.steps, max_response=config.sampling.max_response, encode=tokenizer.encode)
+    return add_methods(base, facts, options)
+
+
+def check_rows(config: ConfigDict, recipe: Recipe, mesh: Any) -> None:
+    """Raises ValueError where the rows of a step do not divide into minibatches, microbatches and shards."""
+    batch, shards = config.batch, mesh_lib.row_shards(mesh)
+    prompts = batch.prompts + (recipe.replay.reflections * jax.process_count() if recipe.replay else 0)
+    group = recipe.rows_per_group(batch.samples)
+    pieces = batch.minibatches * batch.microbatches
+    if prompts % shards:
+        raise ValueError(
+            f"{prompts} prompts (config.batch.prompts, and config.r3.reflections) do not divide over {shards} shards"
+        )
+    if prompts * group % (pieces * shards):
+        added = "" if group == batch.samples else ", with places for replayed and erased rows"
+        raise ValueError(
+            f"{prompts * group} rows ({prompts} prompts x {group} rows{added}) do not divide into {batch.minibatches} "
+            f"minibatches of {batch.microbatches} microbatches over {shards} data shards"
+        )
 
 
 def random_params(parts: Parts) -> Any:

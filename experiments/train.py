@@ -6,6 +6,7 @@ Any key of the config can be set on the command line (``--config.optimizer.learn
 a checkpoint goes on from it, and ends bit for bit where a run that was never stopped ends.
 """
 
+import dataclasses
 import json
 import os
 import resource
@@ -19,25 +20,34 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from entropy_rl.checkpoint import Checkpointer
-from entropy_rl.data.batching import decode_responses, encode_prompts
-from entropy_rl.data.datasets import ProblemStream
-from entropy_rl.learner import make_score, make_update, rollout_metrics
+from entropy_rl.data.batching import encode_prompts
+from entropy_rl.learner import (
+    make_answer_attention,
+    make_prepare,
+    make_score,
+    make_update,
+    rollout_metrics,
+    with_loss_mask,
+)
 from entropy_rl.metrics import MetricsWriter, ProgressLine, read_metrics
-from entropy_rl.objectives.recipes import make_recipe, token_advantages
-from entropy_rl.parallel.mesh import row_sharding
-from entropy_rl.parallel.multihost import is_main, local_rows, to_global
+from entropy_rl.parallel.mesh import replicated
+from entropy_rl.parallel.multihost import is_main, local_rows
 from entropy_rl.rollout.engine import make_sampler
 from experiments import flags
 from experiments.building import (
     build,
+    check_rows,
     config_hash,
     make_run_optimizer,
+    make_run_recipe,
     one_sentence,
     remember_config,
     sharded_state,
 )
+from experiments.collecting import Collector
 from experiments.evaluation import comparison, headline, make_evaluator
 from experiments.pretrain import base_params, check_base
+from experiments.rank_prompts import check_ranking, make_stream
 from experiments.transcripts import save_rollouts
 
 
@@ -61,21 +71,16 @@ def _device_memory_gib() -> float:
 
 
 def _plan(config: ConfigDict, workdir: str):
-    """Recipe, optimizer, parts and data of a run; everything that can be wrong with the input is found here."""
+    """Recipe, optimizer and parts of a run; everything that can be wrong with the input is found here."""
     parts = build(config, workdir)
     check_base(parts)
-    recipe = make_recipe(config.recipe.name, **config.recipe.options.to_dict())
+    recipe = make_run_recipe(config, parts.tokenizer)
+    check_rows(config, recipe, parts.mesh)
     optimizer, rate = make_run_optimizer(config)
-    stream = ProblemStream(
-        parts.problems("train"),
-        batch_size=config.batch.prompts,
-        seed=config.seed + 1,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
     held_out = parts.problems("test")[: config.eval.problems]
     encode_prompts([*held_out, *parts.problems("train")[:512]], parts.tokenizer, config.sampling.max_prompt)
-    return parts, recipe, (optimizer, rate), stream, held_out
+    check_ranking(parts, recipe)
+    return parts, recipe, (optimizer, rate), held_out
 
 
 def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False) -> dict[str, Any]:
@@ -83,7 +88,7 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
     started = time.perf_counter()
     # --- Parts.
     with one_sentence():
-        parts, recipe, (optimizer, rate), stream, held_out = _plan(config, workdir)
+        parts, recipe, (optimizer, rate), held_out = _plan(config, workdir)
         batch, sampling = config.batch, config.sampling
         sampler = make_sampler(
             parts.model,
@@ -96,7 +101,9 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
             top_p=sampling.top_p,
             min_p=sampling.min_p,
             stop_tokens=(parts.tokenizer.eos_id,),
+            erasing=recipe.erasing,
         )
+        collector = Collector(parts, recipe, sampler)
         evaluate = make_evaluator(parts, held_out)
         base = base_params(parts, workdir) if config.base else None
         remember_config(config, workdir, allow_change=allow_config_change)
@@ -104,6 +111,8 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
         base = base_params(parts, workdir)
     state, state_shardings = sharded_state(parts, base, optimizer)
     reference = base if recipe.needs_reference else None
+    with one_sentence():
+        stream = make_stream(parts, recipe, base, workdir)
     del base
 
     # --- Compiled stages.
@@ -112,7 +121,13 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
         temperature=sampling.temperature,
         chunk_size=config.head_chunk,
     )
-    score = make_score(parts.model, num_microbatches=batch.minibatches * batch.microbatches, **forward)
+    group_size, pieces = recipe.rows_per_group(batch.samples), batch.minibatches * batch.microbatches
+    score = make_score(parts.model, num_microbatches=pieces, **forward)
+    attend = None
+    if recipe.readout is not None:
+        attend = make_answer_attention(parts.model, num_microbatches=pieces, **dataclasses.asdict(recipe.readout))
+    prepare = make_prepare(recipe, parts.mesh, group_size=group_size, max_response=sampling.max_response)
+    stages = jax.device_put(recipe.init_states(), replicated(parts.mesh))
     update = make_update(
         parts.model,
         optimizer,
@@ -132,6 +147,9 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
     if first is not None:
         with one_sentence():
             state, meta = checkpointer.restore(state)
+            stages = checkpointer.restore_stages(stages)
+            if collector.replayer is not None:
+                collector.replayer.buffer.restore(checkpointer.restore_own())
         stream.restore(meta["stream"])
         sampled_tokens, earlier_seconds = meta["sampled_tokens"], meta["seconds"]
     writer = None
@@ -164,68 +182,56 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
             "config_hash": config_hash(config),
         }
         score_of = None if estimates is None else {"score": estimates[headline(config)].mean}
-        checkpointer.save(step, state, meta, score_of)
+        own = None if collector.replayer is None else collector.replayer.buffer.state()
+        checkpointer.save(step, state, meta, score_of, stages=stages, own=own)
 
     if first is None:
         save(0, evaluate_and_write(0))
 
-    # --- The line: prompts, sample, verify, score, advantage, update.
+    # --- The line: prompts, sample (and erase), verify, augment, score, the recipe's stages, update.
     for step in range(first or 0, config.steps):
         if config.profile and step == (first or 0) + 2:
             jax.profiler.start_trace(os.path.join(workdir, "profile"))
         clock, step_key = _Clock(), jax.random.fold_in(run_key, step)
 
-        problems = stream.next_batch()
-        prompts = encode_prompts(problems, parts.tokenizer, sampling.max_prompt)
-        prompts = to_global(prompts, row_sharding(parts.mesh))
-
-        rollout = sampler(jax.device_put(state.params, parts.sampling_shardings), prompts, step_key)
+        asked = collector.ask(stream.next_batch(), step=step, epoch=stream.epoch)
+        sampling_params = jax.device_put(state.params, parts.sampling_shardings)
+        rollout, tokens = collector.collect(sampling_params, asked, step_key, stages.get("erasing"))
         sample_seconds = clock.lap(rollout)
-
-        rows = [problem for problem in problems for _ in range(batch.samples)]
-        texts = decode_responses(local_rows(rollout.tokens), local_rows(rollout.response_mask), parts.tokenizer)
-        verdicts = np.array([parts.task.reward(p, t) for p, t in zip(rows, texts, strict=True)], np.float32)
-        correct, rewards = (verdicts >= 1.0).astype(np.float32), verdicts
-        if config.reward:
-            rewards = np.array([parts.reward(p, t) for p, t in zip(rows, texts, strict=True)], np.float32)
-        if not np.all(np.isfinite(rewards)):
-            wrong = int(np.argmin(np.isfinite(rewards)))
-            sys.exit(f"error: the reward of problem {rows[wrong].id} is {rewards[wrong]}; response: {texts[wrong]!r}")
-        rewards, correct = to_global((rewards, correct), row_sharding(parts.mesh))
-        verify_seconds = clock.lap()
+        rollout = collector.augment(rollout, asked, step=step)
+        augment_seconds = clock.lap(rollout)
 
         old_log_probs, old_entropy = score(state.params, rollout)
         rollout = rollout.replace(
-            rewards=rewards,
             old_log_probs=old_log_probs,
             old_entropy=old_entropy,
             ref_log_probs=score(reference, rollout)[0] if recipe.needs_reference else None,
-            loss_mask=rollout.response_mask & (rollout.stopped[:, None] | (not batch.mask_truncated)),
+            attention_mass=attend(state.params, rollout) if attend is not None else None,
         )
-        advantages = recipe.advantages(rewards.reshape(-1, batch.samples))
-        rollout = rollout.replace(advantages=token_advantages(advantages, rollout))
-        values = measure(rollout, group_size=batch.samples) | {"accuracy": jnp.mean(correct)}
+        rollout = with_loss_mask(rollout, mask_truncated=batch.mask_truncated)
+        values = measure(rollout, group_size=group_size)
+        rollout, stages, stage_values = prepare(rollout, stages, step, step_key)
+        values |= stage_values
         score_seconds = clock.lap(rollout)
 
         updates = []
         for epoch in range(batch.epochs):
-            order = jax.random.permutation(jax.random.fold_in(step_key, epoch), batch.prompts * batch.samples)
+            order = jax.random.permutation(jax.random.fold_in(step_key, epoch), rollout.tokens.shape[0])
             for minibatch in order.reshape(batch.minibatches, -1):
-                state, update_values = update(state, rollout, minibatch)
+                state, update_values = update(state, rollout.for_update(), minibatch)
                 updates.append(update_values)
         update_seconds = clock.lap(state)
 
         # --- What was measured, and what to keep.
         streak = max(int(u.pop("skipped_in_a_row")) for u in updates)
         values = jax.device_get(values | {k: jnp.mean(jnp.stack([u[k] for u in updates])) for k in updates[0]})
-        done, tokens = step + 1, int(values.pop("tokens"))
-        sampled_tokens += tokens
-        step_seconds = sample_seconds + verify_seconds + score_seconds + update_seconds
+        done, sampled_tokens = step + 1, sampled_tokens + tokens
+        step_seconds = sample_seconds + augment_seconds + score_seconds + update_seconds
         values |= {
             "learning_rate": float(rate(max(int(state.updates) - int(state.skipped) - 1, 0))),
             "skipped_updates": int(state.skipped),
             "sampled_tokens": sampled_tokens,
-            "verify_seconds": verify_seconds,
+            "augment_seconds": augment_seconds,
             "sample_tokens_per_second": tokens / sample_seconds,
             "score_tokens_per_second": tokens / score_seconds,
             "update_tokens_per_second": tokens * batch.epochs / update_seconds,
@@ -245,7 +251,10 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
         if config.profile and step >= (first or 0) + 2 and done == min((first or 0) + 5, config.steps):
             jax.profiler.stop_trace()
         if config.log.rollouts_every and (step == 0 or done % config.log.rollouts_every == 0):
-            save_rollouts(workdir, done, problems, rollout, parts.tokenizer, config)
+            save_rollouts(
+                workdir, done, asked.problems, rollout, parts.tokenizer, config,
+                group_size=group_size, ends=recipe.segments_of(rollout),
+            )  # fmt: skip
         if streak >= config.optimizer.max_skipped_in_a_row:
             _stop_on_nonfinite(workdir, done, streak, rollout, checkpointer)
         last = done == config.steps
@@ -265,7 +274,7 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
 def _stop_on_nonfinite(workdir, step, count, rollout, checkpointer):
     """Saves the step's rollout and ends the run with what to look at."""
     path = os.path.join(workdir, f"nonfinite_step_{step:06d}.npz")
-    arrays = {k: local_rows(v) for k, v in vars(rollout).items() if v is not None}
+    arrays = {k: local_rows(v) for k, v in vars(rollout).items() if isinstance(v, jax.Array)}
     np.savez_compressed(path, **arrays)
     checkpointer.close()
     sys.exit(

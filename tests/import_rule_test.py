@@ -17,7 +17,7 @@ LEVELS = {
     "entropy_rl.schedules": 0,
     "entropy_rl.metrics": 0,
     "entropy_rl.methods": 1,
-    "entropy_rl.objectives": 1,
+    "entropy_rl.objectives": 2,
     "entropy_rl.model": 1,
     "entropy_rl.verify": 1,
     "entropy_rl.parallel": 1,

@@ -94,3 +94,20 @@ def decode_responses(tokens: np.ndarray, mask: np.ndarray, tokenizer: Tokenizer)
 def shorter_than(problems: Sequence[Problem], tokenizer: Tokenizer, max_prompt: int) -> list[int]:
     """Indices of the problems whose prompt fits ``max_prompt`` tokens."""
     return [i for i in range(len(problems)) if len(encode_prompt(problems[i], tokenizer)) <= max_prompt]
+
+
+def span_of_tokens(tokens: Sequence[int], span: tuple[int, int], tokenizer: Tokenizer) -> tuple[int, int]:
+    """(first token, past the last token) of the characters ``span`` of the decoded text; decodes O(log T) prefixes."""
+
+    def tokens_before(characters: int) -> int:
+        low, high = 0, len(tokens)
+        while low < high:  # the largest number of tokens whose text does not reach past ``characters``
+            middle = (low + high + 1) // 2
+            if len(tokenizer.decode(list(tokens[:middle]))) <= characters:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    first = tokens_before(span[0])
+    return first, max(tokens_before(span[1]), first)

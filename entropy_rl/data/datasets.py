@@ -10,6 +10,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain
 import tensorflow_datasets as tfds
@@ -224,6 +225,19 @@ class FileTask:
         """The grader's verdict."""
         return self._grader.grade(problem.answer, response)
 
+    def answer_span(self, problem: Problem, response: str) -> tuple[int, int] | None:
+        """Characters of the final answer the grader reads; None where it reads none."""
+        del problem
+        answer = self._grader.answer(response)
+        at = response.rfind(answer) if answer else -1
+        return None if at < 0 else (at, at + len(answer or ""))
+
+    def same_answer(self, problem: Problem, first: str, second: str) -> bool:
+        """Whether the grader takes one response's answer for the other's."""
+        del problem
+        answer = self._grader.answer(first)
+        return bool(answer) and self._grader.grade(answer or "", second) >= 1.0
+
     def demonstration(self, problem: Problem, seed: int) -> str:
         """The file's solution; ValueError where it has none."""
         del seed
@@ -254,6 +268,7 @@ class ProblemStream:
             raise ValueError("there are no problems to stream")
         if batch_size % process_count:
             raise ValueError(f"a batch of {batch_size} problems does not divide over {process_count} processes")
+        self._size = len(problems)
         dataset = grain.MapDataset.source(problems).seed(seed).shuffle()
         self._dataset = dataset.repeat(reseed_each_epoch=True)
         self._batch, self._share = batch_size, batch_size // process_count
@@ -271,10 +286,66 @@ class ProblemStream:
         first = self.position + self._offset
         return [self._dataset[i] for i in range(first, first + self._share)]
 
-    def state(self) -> dict[str, int]:
+    @property
+    def epoch(self) -> int:
+        """Whole passes over the problems before the next batch."""
+        return self.position // self._size
+
+    def state(self) -> dict[str, Any]:
         """What ``restore`` needs."""
         return {"position": self.position}
 
-    def restore(self, state: dict[str, int]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Goes on at the element where ``state`` was taken."""
         self.position = int(state["position"])
+
+
+class ChosenProblems(Sequence[Problem]):
+    """Some of a sequence of problems, by index."""
+
+    def __init__(self, problems: Sequence[Problem], rows: Sequence[int]):
+        self._problems, self._rows = problems, [int(row) for row in rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._problems[self._rows[index]]
+
+
+class StagedStream:
+    """One stream after another, each for an equal share of the run's batches; resumable like a ``ProblemStream``."""
+
+    def __init__(self, streams: Sequence[ProblemStream], *, num_batches: int):
+        if not 1 <= len(streams) <= num_batches:
+            raise ValueError(f"{num_batches} batches cannot be shared among {len(streams)} stages")
+        self._streams, self._num_batches, self._taken = list(streams), num_batches, 0
+
+    @property
+    def stage(self) -> int:
+        """Index of the stage the next batch comes from."""
+        count = len(self._streams)
+        return min(self._taken * count // self._num_batches, count - 1)
+
+    @property
+    def epoch(self) -> int:
+        """Whole passes over the current stage's problems."""
+        return self._streams[self.stage].epoch
+
+    def next_batch(self) -> list[Problem]:
+        """This process's share of the next global batch."""
+        batch = self._streams[self.stage].next_batch()
+        self._taken += 1
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """What ``restore`` needs."""
+        return {"taken": self._taken, "streams": [stream.state() for stream in self._streams]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on at the batch where ``state`` was taken."""
+        self._taken = int(state["taken"])
+        for stream, own in zip(self._streams, state["streams"], strict=True):
+            stream.restore(own)

@@ -50,6 +50,9 @@ class Task(Protocol):
         """A response to imitate in pretraining."""
         ...
 
+    # A task may also have ``answer_span(problem, response) -> (first, past-the-last character) | None``, for segment
+    # credit, and ``same_answer(problem, first, second) -> bool``, to cluster responses by meaning.
+
     @property
     def alphabet(self) -> str | None:
         """Characters a character tokenizer needs, or None where the task needs a trained vocabulary."""
@@ -165,6 +168,17 @@ class Chains:
         """1 where what follows the last "#" is the answer."""
         return float(response.rpartition("#")[2] == problem.answer and "#" in response)
 
+    def answer_span(self, problem: Problem, response: str) -> tuple[int, int] | None:
+        """Characters of the final answer; None where the response marks none."""
+        del problem
+        at = response.rfind("#")
+        return None if at < 0 or at + 1 == len(response) else (at + 1, len(response))
+
+    def same_answer(self, problem: Problem, first: str, second: str) -> bool:
+        """Whether two responses give the same answer; responses without one never do."""
+        spans = self.answer_span(problem, first), self.answer_span(problem, second)
+        return None not in spans and first[slice(*spans[0])] == second[slice(*spans[1])]  # type: ignore[misc]
+
     def first_wrong_step(self, problem: Problem, response: str) -> int | None:
         """0-based index of the first step that is not the true chain's, None where all are right.
 
@@ -245,6 +259,20 @@ class Countdown:
             return 0.0
         given = sorted(int(n) for n in problem.prompt.partition("=")[0].split())
         return float(value == int(problem.answer) and sorted(numbers) == given)
+
+    def answer_span(self, problem: Problem, response: str) -> tuple[int, int] | None:
+        """All of the response: it is the answer."""
+        del problem
+        return (0, len(response)) if response else None
+
+    def same_answer(self, problem: Problem, first: str, second: str) -> bool:
+        """Whether two responses are expressions of the same value over the same numbers."""
+        del problem
+        try:
+            (a, numbers_a), (b, numbers_b) = evaluate_expression(first), evaluate_expression(second)
+        except ValueError:
+            return False
+        return a == b and sorted(numbers_a) == sorted(numbers_b)
 
 
 def evaluate_expression(text: str) -> tuple[int, list[int]]:

@@ -8,7 +8,7 @@ One set of options covers Qwen2/2.5/3, Llama 2/3 and Mistral.
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -125,6 +125,34 @@ def causal_attention(
     return jax.nn.dot_product_attention(query, keys, values, is_causal=True)
 
 
+class Readout(NamedTuple):
+    """Which attention to return besides the hidden states.
+
+    Attributes:
+        positions: int32 [B, Q], the tokens whose attention is wanted; Q of at most 64 keeps it small.
+        layer: of which layer; negative ones count from the end.
+    """
+
+    positions: Array
+    layer: int
+
+
+MAX_READOUT = 64
+
+
+def attention_readout(
+    query: Float[Array, "B T N H"], keys: Float[Array, "B T K H"], positions: Int[Array, "B Q"]
+) -> Float[Array, "B Q T"]:
+    """Causal attention of the tokens at ``positions``, averaged over heads; [B, N, T, T] is never made."""
+    batch, size, heads, width = query.shape
+    chosen = jnp.take_along_axis(query, positions[:, :, None, None], axis=1)
+    chosen = chosen.reshape(batch, -1, keys.shape[2], heads // keys.shape[2], width).astype(jnp.float32)
+    scores = jnp.einsum("BQKGH,BTKH->BKGQT", chosen * width**-0.5, keys.astype(jnp.float32))
+    seen = jnp.arange(size)[None, None] <= positions[:, :, None]
+    weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -1e30), axis=-1)
+    return jnp.mean(weights, axis=(1, 2))
+
+
 def _named(axes: tuple[str, ...], scale: float = 1.0, fan_in: int = 1):
     initializer = nn.initializers.normal(scale * fan_in**-0.5)
     return nn.with_logical_partitioning(initializer, axes)
@@ -179,9 +207,10 @@ class Layer(nn.Module):
         return Projection(self.config, inputs, outputs, bias, scale, name=name)
 
     @nn.compact
-    def __call__(self, hidden, angles, cache, layer):
-        """(hidden [B, T, D], the new keys and values [B, T, K, H] or, without a cache, None)."""
+    def __call__(self, carry, angles, cache, readout, layer):
+        """((hidden [B, T, D], attention read out so far), new keys and values [B, T, K, H] or None without a cache)."""
         c = self.config
+        hidden, attention = carry
         residual_scale = (2 * c.num_layers) ** -0.5
         x = self._norm("attention_norm")(hidden)
         query = self._project("query", ("embed",), ("heads", "head_dim"), bias=c.qkv_bias)(x)
@@ -194,28 +223,51 @@ class Layer(nn.Module):
             attended, new = causal_attention(query, keys, values), None
         else:
             attended, new = cached_attention(query, keys, values, cache, layer), (keys, values)
+        if readout is not None:
+            read = lambda: attention_readout(query, keys, readout.positions)  # noqa: E731
+            attention = jax.lax.cond(layer == readout.layer, read, lambda: attention)
         hidden += self._project("out", ("heads", "head_dim"), ("embed",), scale=residual_scale)(attended)
         x = self._norm("mlp_norm")(hidden)
         gate = self._project("gate", ("embed",), ("mlp",))(x)
         up = self._project("up", ("embed",), ("mlp",))(x)
-        return hidden + self._project("down", ("mlp",), ("embed",), scale=residual_scale)(nn.silu(gate) * up), new
+        hidden += self._project("down", ("mlp",), ("embed",), scale=residual_scale)(nn.silu(gate) * up)
+        return (hidden, attention), new
 
 
 class Transformer(nn.Module):
-    """Decoder-only transformer; ``apply(params, tokens, positions, cache=None) -> (hidden, cache)``."""
+    """A decoder: ``apply(params, tokens, positions, cache=None, *, readout=None) -> (hidden, cache)``."""
 
     config: TransformerConfig
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: KVCache | None = None
-    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        cache: KVCache | None = None,
+        *,
+        readout: Readout | None = None,
+    ) -> tuple[Any, ...]:
         """Final hidden states of ``tokens`` at absolute ``positions``.
 
         Without a cache the tokens are whole right-padded rows. With one they continue each row behind the cache's
         (stored prompt and) length, and the returned cache holds them too; ``positions`` must say so.
+
+        Returns:
+            (hidden [B, T, D], cache); with ``readout`` also the attention it names, f32 [B, Q, T], without gradient.
+
+        Raises:
+            ValueError: for a readout with a cache, of more than 64 positions, or of a layer the model does not have.
         """
         c = self.config
+        attention = None
+        if readout is not None:
+            if cache is not None or readout.positions.shape[1] > MAX_READOUT:
+                raise ValueError(f"a readout takes at most {MAX_READOUT} positions, and whole rows without a cache")
+            if not -c.num_layers <= readout.layer < c.num_layers:
+                raise ValueError(f"layer {readout.layer} is not one of the model's {c.num_layers}")
+            readout = Readout(readout.positions, readout.layer % c.num_layers)
+            attention = jnp.zeros((*readout.positions.shape, tokens.shape[1]), jnp.float32)
         embed = nn.Embed(
             c.vocab_size,
             c.embed_dim,
@@ -236,17 +288,19 @@ class Transformer(nn.Module):
             body,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, 0),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
             length=c.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         layers = jnp.arange(c.num_layers)
-        hidden, new = scanned(c, name="layers")(hidden, rotary_angles(c, positions), cache, layers)
+        carry = (hidden, attention)
+        (hidden, attention), new = scanned(c, name="layers")(carry, rotary_angles(c, positions), cache, readout, layers)
         if cache is not None:
             cache = append(cache, *new)
         final_scale = nn.with_logical_partitioning(nn.initializers.ones, ("embed_norm",))
         norm = nn.RMSNorm(c.norm_eps, c.dtype, c.param_dtype, scale_init=final_scale, name="final_norm")
-        return norm(hidden), cache
+        hidden = norm(hidden)
+        return (hidden, cache) if readout is None else (hidden, cache, jax.lax.stop_gradient(attention))
 
     def init_params(self, key: Any) -> Any:
         """Fresh parameters as plain arrays (``{"params": ...}``), without the boxes that hold logical axis names."""

@@ -1,6 +1,11 @@
 """What is optimised: advantages, token losses, reductions, and the recipes that put them together."""
 
 from entropy_rl.objectives.advantages import group_relative_advantages
-from entropy_rl.objectives.recipes import RECIPES, Recipe, make_recipe
+from entropy_rl.objectives.methods import METHODS, RunFacts, add_methods
+from entropy_rl.objectives.recipe import PLACES, Recipe, Stage, StepContext, run_stages
+from entropy_rl.objectives.recipes import RECIPES, make_recipe
 
-__all__ = ["RECIPES", "Recipe", "group_relative_advantages", "make_recipe"]
+__all__ = [
+    "METHODS", "PLACES", "RECIPES", "Recipe", "RunFacts", "Stage", "StepContext", "add_methods",
+    "group_relative_advantages", "make_recipe", "run_stages",
+]  # fmt: skip

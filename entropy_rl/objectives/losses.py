@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from entropy_rl.masked import masked_sum
+from entropy_rl.masked import masked_mean, masked_sum
 
 REDUCTIONS = ("sequence_mean", "token_mean", "fixed_length")
 IMPORTANCE_LEVELS = ("none", "token", "sequence")
@@ -33,7 +33,7 @@ def clipped_policy_loss(
     Returns:
         (loss, indicators), the latter 1 where the clip took the gradient away, below, above, and by the dual clip.
     """
-    ratio = jnp.exp(jnp.clip(log_probs - old_log_probs, -20.0, 20.0))
+    ratio = _ratio(log_probs, old_log_probs)
     unclipped = ratio * advantages
     clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantages
     loss = -jnp.minimum(unclipped, clipped)
@@ -47,6 +47,57 @@ def clipped_policy_loss(
         loss = jnp.where(is_bound, bound, loss)
         indicators["clip_fraction_dual"] = is_bound.astype(jnp.float32)
     return loss, indicators
+
+
+def _ratio(log_probs: Float[Array, "B T"], old_log_probs: Float[Array, "B T"]) -> Float[Array, "B T"]:
+    return jnp.exp(jnp.clip(log_probs - old_log_probs, -20.0, 20.0))
+
+
+def unclipped_policy_loss(
+    log_probs: Float[Array, "B T"], old_log_probs: Float[Array, "B T"], advantages: Float[Array, "B T"]
+) -> Float[Array, "B T"]:
+    """-r A per token, r = exp(log pi - log pi_old)."""
+    return -_ratio(log_probs, old_log_probs) * advantages
+
+
+def reinforce_loss(log_probs: Float[Array, "B T"], advantages: Float[Array, "B T"]) -> Float[Array, "B T"]:
+    """-A log pi per token."""
+    return -advantages * log_probs
+
+
+def cispo_loss(
+    log_probs: Float[Array, "B T"],
+    old_log_probs: Float[Array, "B T"],
+    advantages: Float[Array, "B T"],
+    *,
+    max_ratio: float = 5.0,
+) -> tuple[Float[Array, "B T"], dict[str, Float[Array, "B T"]]]:
+    """-sg[min(r, max_ratio)] A log pi per token: the ratio is bounded, no token loses its gradient.
+
+    Source: MiniMax 2025, CISPO, https://arxiv.org/abs/2506.13585. ``max_ratio`` is the ceiling itself.
+    """
+    ratio = jax.lax.stop_gradient(_ratio(log_probs, old_log_probs))
+    metrics = {"clip_fraction_high": (ratio > max_ratio).astype(jnp.float32)}
+    return -jnp.minimum(ratio, max_ratio) * advantages * log_probs, metrics
+
+
+def sequence_policy_loss(
+    log_probs: Float[Array, "B T"],
+    old_log_probs: Float[Array, "B T"],
+    advantages: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    *,
+    clip_low: float = 3e-4,
+    clip_high: float = 4e-4,
+) -> tuple[Float[Array, "B T"], dict[str, Float[Array, "B T"]]]:
+    """-min(s A, clip(s) A) with the sequence's ratio s = exp(mean_t log r_t), as sg[s] pi / sg[pi] on every token.
+
+    Source: Zheng et al. 2025, GSPO, https://arxiv.org/abs/2507.18071 (the token form, which allows token advantages).
+    """
+    difference = jnp.clip(log_probs - old_log_probs, -20.0, 20.0)
+    mean = masked_mean(jax.lax.stop_gradient(difference), mask, axis=1)[:, None]
+    own = jnp.where(mask, log_probs - jax.lax.stop_gradient(log_probs), 0.0)
+    return clipped_policy_loss(mean + own, jnp.zeros_like(own), advantages, clip_low=clip_low, clip_high=clip_high)
 
 
 def reduction_weights(

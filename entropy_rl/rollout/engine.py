@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from entropy_rl.methods.e3rl import Erasing, RunningUncertainty
 from entropy_rl.model.transformer import Transformer
 from entropy_rl.parallel.mesh import ROW_AXES, row_sharding, row_shards
 from entropy_rl.rollout.drawing import check_sampling_options
-from entropy_rl.rollout.sampling import _local_sample
+from entropy_rl.rollout.sampling import _local_sample, effective_erasing
 from entropy_rl.types import PromptBatch, Rollout
 
 
@@ -26,12 +27,14 @@ def make_sampler(
     top_p: float = 1.0,
     min_p: float = 0.0,
     stop_tokens: tuple[int, ...] = (),
-) -> Callable[[Any, PromptBatch, Any], Rollout]:
-    """A compiled ``(params, prompts, key) -> Rollout`` with prompts and rows split over ``data`` and ``fsdp``.
+    erasing: Erasing | None = None,
+) -> Callable[..., Rollout]:
+    """A compiled ``(params, prompts, key, running=None) -> Rollout``, its rows split over ``data`` and ``fsdp``.
 
     ``params`` are split over ``tensor`` only (``sampling_shardings``). Groups are prompt-major, so none spans two
     shards. ``slots_per_device`` rows are decoded at once on each shard; at equal slots a row's tokens and log-probs
-    are bit-identical on any number of data shards. Other arguments as in ``sample``.
+    are bit-identical on any number of data shards. ``running`` are the statistics that ``erasing`` goes by. Other
+    arguments as in ``sample``.
 
     Raises:
         ValueError: for options out of range, or, when called, for prompts that do not divide over the shards.
@@ -40,8 +43,9 @@ def make_sampler(
     if min(samples_per_prompt, max_response, slots_per_device) < 1:
         raise ValueError("samples_per_prompt, max_response and slots_per_device must be at least 1")
     shards = row_shards(mesh)
+    used = effective_erasing(erasing, None, max_response)[0]
 
-    def local(params, prompts, key):
+    def local(params, prompts, key, running):
         limit = jnp.full(prompts.tokens.shape[0] * samples_per_prompt, max_response, jnp.int32)
         return _local_sample(
             model,
@@ -49,10 +53,12 @@ def make_sampler(
             prompts,
             key,
             limit,
+            running,
             samples_per_prompt=samples_per_prompt,
             max_response=max_response,
             stop_tokens=tuple(stop_tokens),
             slots=slots_per_device,
+            erasing=used,
             temperature=float(temperature),
             top_k=top_k,
             top_p=float(top_p),
@@ -63,19 +69,20 @@ def make_sampler(
     sharded = jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(whole, rows, whole),
+        in_specs=(whole, rows, whole, whole),
         out_specs=rows,
         axis_names=set(ROW_AXES),
         check_vma=False,
     )
     compiled = jax.jit(sharded, out_shardings=row_sharding(mesh))
 
-    def sampler(params: Any, prompts: PromptBatch, key: Any) -> Rollout:
+    def sampler(params: Any, prompts: PromptBatch, key: Any, running: RunningUncertainty | None = None) -> Rollout:
         if prompts.tokens.shape[0] % shards:
             raise ValueError(
                 f"{prompts.tokens.shape[0]} prompts do not divide over {shards} data shards; "
                 "make prompts_per_step a multiple of data x fsdp"
             )
-        return compiled(params, jax.device_put(prompts, row_sharding(mesh)), key)
+        running = effective_erasing(used, running, max_response)[1]
+        return compiled(params, jax.device_put(prompts, row_sharding(mesh)), key, running)
 
     return sampler

@@ -16,10 +16,12 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Int
 
+from entropy_rl.methods.e3rl import Erasing, RunningUncertainty
 from entropy_rl.model.cache import KVCache, PrefixStore, as_prefix, rewind
 from entropy_rl.model.transformer import Transformer, head_weight
 from entropy_rl.parallel.mesh import gathered_over_tensor
 from entropy_rl.rollout.drawing import check_sampling_options, draw
+from entropy_rl.rollout.erasing import init_erasing, observe, record_draw, restart
 from entropy_rl.types import PromptBatch, Rollout
 from pallas_kernels import token_stats
 
@@ -45,6 +47,7 @@ class _Decode(struct.PyTreeNode):
         draws: draws of this row so far; erased ones would count too.
         next_row: int32 [], head of the queue.
         responses, length [B], stopped [B]: results.
+        erasing: an ``EraseState``, or None.
     """
 
     cache: KVCache
@@ -55,6 +58,7 @@ class _Decode(struct.PyTreeNode):
     responses: _Responses
     length: Any
     stopped: Any
+    erasing: Any
 
 
 def prefill(model: Transformer, params: Any, prompts: PromptBatch, *, rows: int) -> PrefixStore:
@@ -107,51 +111,88 @@ def _start_rows(state: _Decode, row, starting, last_token, samples_per_prompt) -
         row=jnp.where(starting, row, state.row),
         token=jnp.where(starting, last_token[prompt], state.token),
         draws=jnp.where(starting, 0, state.draws),
+        erasing=None if state.erasing is None else restart(state.erasing, starting),
     )
 
 
+def _queue(prompts: PromptBatch, samples_per_prompt: int):
+    """(number of rows to sample, place in the queue -> row); places past the end give B."""
+    num_rows = prompts.tokens.shape[0] * samples_per_prompt
+    if prompts.active is None:
+        return num_rows, lambda place: jnp.minimum(place, num_rows)
+    active = jnp.repeat(prompts.active, samples_per_prompt)
+    order = jnp.argsort(~active, stable=True)
+    count = jnp.sum(active)
+    return count, lambda place: jnp.where(place < count, order[jnp.minimum(place, num_rows - 1)], num_rows)
+
+
+def _make_logits(model, params, prompts):
+    """state -> (logits [slots, V] of the next token, the cache with the last token fed)."""
+    weight, layout = head_weight(model.config, params)
+    head = {"DV": "RD,DV->RV", "VD": "RD,VD->RV"}[layout]
+    soft_cap = model.config.logit_soft_cap
+
+    def logits(state: _Decode):
+        prompt_length = jnp.take(prompts.length, state.cache.prefix_index)
+        position = prompt_length - 1 + state.cache.length
+        hidden, cache = model.apply(params, state.token[:, None], position[:, None], state.cache)
+        values = jnp.einsum(head, hidden[:, 0], weight, preferred_element_type=jnp.float32)
+        values = gathered_over_tensor(values)
+        return (values if soft_cap is None else soft_cap * jnp.tanh(values / soft_cap)), cache
+
+    return logits
+
+
 def _local_sample(
-    model, params, prompts, key, response_limit, *, samples_per_prompt, max_response, stop_tokens, slots, **options
-) -> Rollout:
+    model, params, prompts, key, response_limit, running, *,
+    samples_per_prompt, max_response, stop_tokens, slots, erasing, **options,
+) -> Rollout:  # fmt: skip
     """The whole of sampling on one device's prompts; see ``sample``."""
     temperature = options["temperature"]
     num_rows = prompts.tokens.shape[0] * samples_per_prompt
     keys = row_keys(key, prompts, samples_per_prompt)
     last_token = jnp.take_along_axis(prompts.tokens, prompts.length[:, None] - 1, axis=1)[:, 0]
-    weight, layout = head_weight(model.config, params)
-    head = {"DV": "RD,DV->RV", "VD": "RD,VD->RV"}[layout]
+    next_logits = _make_logits(model, params, prompts)
+    queued, row_at = _queue(prompts, samples_per_prompt)
+
+    def watch(state: _Decode, fed, token, stats, is_stop, live):
+        """(state, slots that erase, length they go back to, the token to feed there)."""
+        row, prompt = state.row, state.cache.prefix_index
+        recorded = record_draw(state.erasing, row, state.draws, fed, token, stats.log_probs, stats.entropy)
+        sign, scores = (-1, "raw_log_probs") if erasing.score == "surprisal" else (1, "entropy")
+        past = getattr(state.responses, scores)[jnp.minimum(row, num_rows - 1), jnp.maximum(fed - erasing.window, 0)]
+        watched, erase, start = observe(
+            erasing, running, recorded, row=row, prompt=prompt, fed=fed, token=token, left_window=sign * past,
+            score=-stats.log_probs if erasing.score == "surprisal" else stats.entropy, is_stop=is_stop, live=live,
+        )  # fmt: skip
+        before = state.responses.tokens[jnp.minimum(row, num_rows - 1), jnp.maximum(start - 1, 0)]
+        return state.replace(erasing=watched), erase, start, jnp.where(start > 0, before, last_token[prompt])
 
     def step(state: _Decode) -> _Decode:
-        prompt_length = jnp.take(prompts.length, state.cache.prefix_index)
-        fed = state.cache.length
-        position = prompt_length - 1 + fed
-        hidden, cache = model.apply(params, state.token[:, None], position[:, None], state.cache)
-        logits = jnp.einsum(head, hidden[:, 0], weight, preferred_element_type=jnp.float32)
-        logits = gathered_over_tensor(logits)
-        if model.config.logit_soft_cap is not None:
-            logits = model.config.logit_soft_cap * jnp.tanh(logits / model.config.logit_soft_cap)
-        row = state.row
-        live = row < num_rows
-        draw_keys = jax.vmap(jax.random.fold_in)(keys[jnp.minimum(row, num_rows - 1)], state.draws)
+        row, fed, live = state.row, state.cache.length, state.row < num_rows
+        at = jnp.minimum(row, num_rows - 1)
+        logits, cache = next_logits(state)
+        draw_keys = jax.vmap(jax.random.fold_in)(keys[at], state.draws)
         token, log_prob = draw(draw_keys, logits, **options)
         stats = token_stats(logits, token, temperature=temperature or 1.0)
         new = _Responses(token, log_prob, stats.log_probs, stats.entropy)
         responses = jax.tree.map(lambda out, x: out.at[row, fed].set(x, mode="drop"), state.responses, new)
+        state = state.replace(responses=responses)
         is_stop = jnp.any(token[:, None] == jnp.asarray(stop_tokens, jnp.int32)[None], axis=-1)
-        done = live & (is_stop | (fed + 1 >= response_limit[jnp.minimum(row, num_rows - 1)]))
+        length, done = fed + 1, live & (is_stop | (fed + 1 >= response_limit[at]))
+        if erasing is not None:
+            state, erase, start, before = watch(state, fed, token, stats, is_stop, live)
+            done, length, token = done & ~erase, jnp.where(erase, start, length), jnp.where(erase, before, token)
         finished = jnp.where(done, row, num_rows)
+        following = row_at(state.next_row + jnp.cumsum(done) - 1)
         state = state.replace(
-            cache=cache,
+            cache=rewind(cache, jnp.where(live & ~done, length, 0)),
             token=token,
             draws=state.draws + 1,
-            responses=responses,
-            length=state.length.at[finished].set(fed + 1, mode="drop"),
+            length=state.length.at[finished].set(length, mode="drop"),
             stopped=state.stopped.at[finished].set(is_stop, mode="drop"),
+            next_row=state.next_row + jnp.sum(done),
         )
-        following = jnp.minimum(state.next_row + jnp.cumsum(done) - 1, num_rows)
-        state = state.replace(next_row=state.next_row + jnp.sum(done))
-        idle = jnp.where(live & ~done, cache.length, 0)
-        state = state.replace(cache=rewind(state.cache, idle))
         return _start_rows(state, following, done, last_token, samples_per_prompt)
 
     cache = model.empty_cache(slots, max_response)
@@ -161,18 +202,19 @@ def _local_sample(
     )
     empty = jnp.zeros((num_rows, max_response), jnp.float32)
     zeros = jnp.zeros(slots, jnp.int32)
+    sizes = dict(prompts=prompts.tokens.shape[0], rows=num_rows, slots=slots, max_response=max_response)
     state = _Decode(
         cache=cache,
         row=zeros,
         token=zeros,
         draws=zeros,
-        next_row=jnp.int32(min(slots, num_rows)),
+        next_row=jnp.minimum(jnp.int32(slots), queued).astype(jnp.int32),
         responses=_Responses(empty.astype(jnp.int32), empty, empty, empty),
         length=jnp.zeros(num_rows, jnp.int32),
         stopped=jnp.zeros(num_rows, bool),
+        erasing=None if erasing is None else init_erasing(erasing, **sizes),
     )
-    first = jnp.minimum(jnp.arange(slots), num_rows)
-    state = _start_rows(state, first, jnp.ones(slots, bool), last_token, samples_per_prompt)
+    state = _start_rows(state, row_at(jnp.arange(slots)), jnp.ones(slots, bool), last_token, samples_per_prompt)
     state = lax.while_loop(lambda s: jnp.any(s.row < num_rows), step, state)
     return _as_rollout(prompts, state, samples_per_prompt)
 
@@ -196,14 +238,32 @@ def _as_rollout(prompts: PromptBatch, state: _Decode, samples_per_prompt: int) -
         raw_log_probs=responses.raw_log_probs,
         entropy=responses.entropy,
         stopped=state.stopped,
+        segments=None if state.erasing is None else state.erasing.segments,
     )
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=(
-    "samples_per_prompt", "max_response", "temperature", "top_k", "top_p", "min_p", "stop_tokens", "slots",
+    "samples_per_prompt", "max_response", "temperature", "top_k", "top_p", "min_p", "stop_tokens", "slots", "erasing",
 ))  # fmt: skip
-def _jitted_sample(model, params, prompts, key, response_limit, **options):
-    return _local_sample(model, params, prompts, key, response_limit, **options)
+def _jitted_sample(model, params, prompts, key, response_limit, running, **options):
+    return _local_sample(model, params, prompts, key, response_limit, running, **options)
+
+
+def effective_erasing(
+    erasing: Erasing | None, running: RunningUncertainty | None, max_response: int
+) -> tuple[Erasing | None, RunningUncertainty | None]:
+    """(None, None) where nothing could be erased; else the options, and empty statistics where none are given.
+
+    Raises:
+        ValueError: for statistics of another number of segments.
+    """
+    if erasing is None or erasing.is_off:
+        return None, None
+    count = erasing.num_segments(max_response)
+    running = RunningUncertainty.empty(count) if running is None else running
+    if running.weight.shape != (count,):
+        raise ValueError(f"the erasing statistics are of {running.weight.shape[0]} segments, a response has {count}")
+    return erasing, running
 
 
 def sample(
@@ -221,6 +281,8 @@ def sample(
     stop_tokens: tuple[int, ...] = (),
     slots: int | None = None,
     response_limit: Int[Array, "B"] | None = None,
+    erasing: Erasing | None = None,
+    running: RunningUncertainty | None = None,
 ) -> Rollout:
     """Samples ``samples_per_prompt`` responses to every prompt, prompt-major, on one device.
 
@@ -237,6 +299,9 @@ def sample(
         slots: rows decoded at once; default B. At equal slots, tokens and log-probs of a row are bit-identical
             whatever the batch around it; at other slot counts matrix products may round differently (about 1e-6).
         response_limit: int32 [B], a row's own limit, at most ``max_response``.
+        erasing: which segments to erase and sample again while generating; None, or one that can erase nothing, is the
+            plain sampler.
+        running: statistics of earlier rollouts, as erasing goes by; without any, its "running" baseline erases nothing.
 
     Returns:
         Rollout with T = S + max_response; all f32 fields are 0 where ``response_mask`` is false.
@@ -254,12 +319,14 @@ def sample(
         raise ValueError(f"response_limit has shape {response_limit.shape}, there are {rows} rows")
     if response_limit is None:
         response_limit = jnp.full(rows, max_response, jnp.int32)
+    erasing, running = effective_erasing(erasing, running, max_response)
     return _jitted_sample(
         model,
         params,
         prompts,
         key,
         jnp.clip(response_limit, 1, max_response),
+        running,
         samples_per_prompt=samples_per_prompt,
         max_response=max_response,
         temperature=float(temperature),
@@ -268,4 +335,5 @@ def sample(
         min_p=float(min_p),
         stop_tokens=tuple(stop_tokens),
         slots=rows if slots is None else slots,
+        erasing=erasing,
     )

@@ -122,10 +122,14 @@ class Grader:
     def __exit__(self, *exc_info: object) -> None:
         return None
 
+    def answer(self, response: str) -> str | None:
+        """The final answer as ``grade`` reads it, or None."""
+        return extract_answer(response, extract=self.extract, allow_unboxed=self.allow_unboxed) or None
+
     def grade(self, gold: str, response: str) -> float:
         """1.0 or 0.0."""
-        answer = extract_answer(response, extract=self.extract, allow_unboxed=self.allow_unboxed)
-        if answer is None or not answer:
+        answer = self.answer(response)
+        if answer is None:
             return 0.0
         gold = extract_answer(gold) or gold  # a gold answer may be marked itself
         expected = parse_number(gold)

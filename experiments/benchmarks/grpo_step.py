@@ -26,7 +26,8 @@ def worker() -> None:
     import numpy as np
 
     from entropy_rl import learner
-    from entropy_rl.objectives.recipes import make_recipe, token_advantages
+    from entropy_rl.objectives import make_recipe
+    from entropy_rl.parallel.mesh import make_mesh
     from entropy_rl.rollout import sample
     from entropy_rl.types import PromptBatch
 
@@ -38,6 +39,9 @@ def worker() -> None:
     update = learner.make_update(
         model, optimizer, recipe.token_loss, reduction=recipe.reduction, max_response=SIZE, temperature=1.0
     )
+    mesh = make_mesh(devices=jax.devices()[:1])
+    prepare = learner.make_prepare(recipe, mesh, group_size=SAMPLES, max_response=SIZE)
+    stages = recipe.init_states()
     zeros = jnp.zeros(PROMPTS, jnp.int32)
     prompts = PromptBatch(
         tokens=jnp.asarray(tiny_qwen3.prompt_ids(PROMPTS, SIZE)),
@@ -50,21 +54,22 @@ def worker() -> None:
     steps = iter(range(1 << 30))
 
     def run():
-        nonlocal state
+        nonlocal state, stages
         key = jax.random.key(next(steps))
         rollout = sample(model, state.params, prompts, key, samples_per_prompt=SAMPLES, max_response=SIZE)
         texts = [" ".join(map(str, row)) for row in np.asarray(rollout.tokens)[:, SIZE:].tolist()]
         rewards = jnp.array([float(sum(map(int, text.split())) % 7) for text in texts])
         old_log_probs, old_entropy = score(state.params, rollout)
-        rollout = rollout.replace(
+        rollout = rollout.fresh().replace(
             rewards=rewards,
+            correct=rewards > 0,
             old_log_probs=old_log_probs,
             old_entropy=old_entropy,
             ref_log_probs=score(reference, rollout)[0],
             loss_mask=rollout.response_mask,
-            advantages=token_advantages(recipe.advantages(rewards.reshape(PROMPTS, SAMPLES)), rollout),
         )
-        state, metrics = update(state, rollout, rows)
+        rollout, stages, _ = prepare(rollout, stages, 0, key)
+        state, metrics = update(state, rollout.for_update(), rows)
         return jax.device_get(metrics)
 
     metrics = run()
