@@ -48,7 +48,7 @@ ENTROPY_BANDS = ("constant", "linear", "cosine", "step", "piecewise", "sine", "h
 Band = Callable[[Any], tuple[Any, Any]]
 
 
-def _progress(kind: str, step: Any, *, num_steps: int, period: float | None, hold_steps: int) -> Any:
+def _progress(kind: str, step: Any, *, num_steps: int, period: float | int | None, hold_steps: int) -> Any:
     """How far from the first value (0) to the second (1) a band of two values is at ``step``."""
     fraction = jnp.clip(step / num_steps, 0.0, 1.0)
     if kind == "linear":
@@ -95,11 +95,11 @@ def _check_band(kind, low, high, num_steps, points, period, hold_steps) -> None:
 def entropy_band(
     kind: str,
     *,
-    low: Sequence[float] = (0.0, 0.0),
-    high: Sequence[float] = (0.0, 0.0),
+    low: Sequence[float | int] = (0.0, 0.0),
+    high: Sequence[float | int] = (0.0, 0.0),
     num_steps: int,
-    points: Sequence[Sequence[float]] | None = None,
-    period: float | None = None,
+    points: Sequence[Sequence[float | int]] | None = None,
+    period: float | int | None = None,
     hold_steps: int = 0,
 ) -> Band:
     """A band of entropy over the steps of a run.

@@ -12,6 +12,7 @@ from entropy_rl.distributions import log_prob
 from entropy_rl.model import head_weight
 from entropy_rl.objectives import make_recipe
 from entropy_rl.objectives.losses import REDUCTIONS
+from entropy_rl.types import REPLAYED
 from tests.helpers import random_rollout, tiny_model
 
 ROWS, PROMPT, RESPONSE = 8, 5, 11
@@ -149,11 +150,14 @@ def test_split_and_join():
 
 
 def test_rollout_metrics_by_hand(setting):
-    rollout = setting[2].replace(rewards=jnp.array([1.0, 1, 0, 1, 0, 0, 0, 0]))
+    rewards = jnp.array([1.0, 1, 0, 1, 0, 0, 0, 0])
+    rollout = setting[2].fresh().replace(rewards=rewards, correct=rewards > 0)
     metrics = learner.rollout_metrics(rollout, 2)
     assert float(metrics["reward"]) == 3 / 8
     assert float(metrics["equal_groups"]) == 3 / 4
-    assert int(metrics["tokens"]) == int(rollout.response_mask.sum())
+    assert float(metrics["accuracy"]) == 3 / 8
+    replayed = rollout.replace(origin=rollout.origin.at[0].set(REPLAYED))
+    assert float(learner.rollout_metrics(replayed, 2)["reward"]) == pytest.approx(2 / 7)
     np.testing.assert_allclose(metrics["truncated"], 1 - np.mean(rollout.stopped), rtol=1e-6)
 
 

@@ -115,7 +115,7 @@ def test_weights_by_hand():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"clipp": 1.0}, "no option 'clipp'; it has clip_low"),
+        ({"clipp": 1.0}, "no option 'clipp'; it has policy_loss"),
         ({"reduction": "median"}, "not one of sequence_mean"),
         ({"importance": "both"}, "not one of none"),
         ({"normalize": "rank"}, "not one of std"),

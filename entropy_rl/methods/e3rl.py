@@ -195,8 +195,10 @@ def segment_uncertainty(
     present = jnp.any(member, axis=2)
     level = masked_mean(jnp.broadcast_to(sliding[:, None], member.shape), member, axis=2)
     largest = jnp.max(jnp.where(member, surprisal[:, None], -jnp.inf), axis=2)
+    largest = jnp.where(present, largest, 0.0)
     before = jnp.pad(level, ((0, 0), (1, 0)))[:, :-1]
-    uncertainty = combine_uncertainty(level, largest, before, jnp.arange(num_segments)[None] > 0, weights)
+    is_later = jnp.broadcast_to(jnp.arange(num_segments)[None] > 0, level.shape)
+    uncertainty = combine_uncertainty(level, largest, before, is_later, weights)
     return jnp.where(present, uncertainty, 0.0)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 from entropy_rl.masked import lowest
 
 SELECTS = ("sign", "predicted")
-Scalar = Float[Array, ""] | float
+Scalar = Float[Array, ""] | float | int
 
 
 def band_side(entropy: Scalar, low: Scalar, high: Scalar) -> Float[Array, ""]:
@@ -94,6 +94,24 @@ def entropy_biased_advantages(
     """
     advantages = advantages[:, None] if advantages.ndim == 1 else advantages
     return jnp.where(mask, advantages - gain * (log_probs + entropy), 0.0)
+
+
+def neutral_gain(
+    advantages: Float[Array, "B T"],
+    log_probs: Float[Array, "B T"],
+    entropy: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    weights: Float[Array, "B T"],
+) -> Float[Array, ""]:
+    """The lambda for which the batch's predicted change of entropy is 0: <A, g> / <g, g>, g = log pi_old + H. Ours.
+
+    With it ``entropy_biased_advantages`` is A without its part along g. ``weights`` are those of the loss's reduction.
+    Returns 0 for an empty mask.
+    """
+    surplus = jnp.where(mask, log_probs + entropy, 0.0)
+    along = jnp.sum(jnp.where(mask, weights * advantages, 0.0) * surplus)
+    size = jnp.sum(jnp.where(mask, weights, 0.0) * surplus**2)
+    return jnp.where(size > 0, along / jnp.where(size > 0, size, 1.0), 0.0)
 
 
 class Controller(struct.PyTreeNode):

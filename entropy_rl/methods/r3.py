@@ -60,7 +60,7 @@ def length_bonus(length: Float[Array, "B"], is_correct: Bool[Array, "B"], *, max
     return jnp.where(is_correct, jnp.maximum(0.0, 1.0 - length / max_length), 0.0)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Stored:
     """One stored response.
 

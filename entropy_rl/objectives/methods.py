@@ -14,6 +14,7 @@ from entropy_rl.methods import entrocraft as entrocraft_lib
 from entropy_rl.methods import r3 as r3_lib
 from entropy_rl.methods import sent as sent_lib
 from entropy_rl.methods.entropy_dynamics import sequence_entropy_change
+from entropy_rl.objectives import losses
 from entropy_rl.objectives.recipe import (
     Readout,
     Recipe,
@@ -69,6 +70,7 @@ def entrocraft(
     proportional: float = 8.0,
     integral: float = 2.0,
     max_gain: float = 2.0,
+    feedforward: float = 1.0,
 ) -> Recipe:
     """Keeps the policy's entropy inside a band over the steps; see ``methods.entrocraft``.
 
@@ -83,6 +85,8 @@ def entrocraft(
         margin: nats by which the band is narrowed on either side when deciding.
         full_at: nats outside the band at which all rejectable responses are rejected, fewer nearer to it; 0: always.
         proportional, integral, max_gain: of the controller, per nat, per nat and step, and the largest bias.
+        feedforward: under "controlled", how much of the batch's own predicted change of entropy is taken out before the
+            controller acts: 1 leaves advantages that are neutral to first order, 0 nothing.
 
     Source: https://arxiv.org/abs/2604.26326.
     """
@@ -90,8 +94,10 @@ def entrocraft(
     check_choice("entrocraft variant", variant, ENTROCRAFT_VARIANTS)
     if variant == "reward_sign" and select != "sign":
         raise ValueError(f"entrocraft variant 'reward_sign' has its own rule; select={select!r} does not go with it")
-    if min(margin, full_at, proportional, integral, max_gain) < 0:
-        raise ValueError("entrocraft margin, full_at, proportional, integral and max_gain must not be negative")
+    if min(margin, full_at, proportional, integral, max_gain, feedforward) < 0:
+        raise ValueError(
+            "entrocraft margin, full_at, proportional, integral, max_gain and feedforward must not be negative"
+        )
     if band == "off":
         return base
     band = band if callable(band) else entropy_band(
@@ -121,6 +127,15 @@ def entrocraft(
             )
             metrics |= {"band_gain": gain}
         if select == "controlled":
+            if feedforward:
+                weights = losses.reduction_weights(
+                    rollout.loss_mask, reduction=base.reduction, max_response=context.max_response
+                )
+                neutral = entrocraft_lib.neutral_gain(
+                    rollout.advantages, rollout.old_log_probs, rollout.old_entropy, rollout.loss_mask, weights
+                )
+                metrics |= {"band_neutral_gain": neutral}
+                gain = gain + feedforward * neutral
             biased = entrocraft_lib.entropy_biased_advantages(
                 rollout.advantages, rollout.old_log_probs, rollout.old_entropy, rollout.loss_mask, gain
             )
