@@ -2,8 +2,8 @@
 
     python -m experiments.train --config=configs/gsm8k_small.py --workdir=runs/gsm8k_small
 
-Reads the published files (downloaded, or from $ENTROPY_RL_DATA/gsm8k, or --config.task.options.directory=DIR).
-A policy this small solves very little; what it shows is the whole line on real text. The numbers it reached and the
+Reads the published files (downloaded, or from $ENTROPY_RL_DATA/gsm8k, or --config.task.options.directory=DIR). A
+policy this small solves very little; what it shows is the whole line on real text. The numbers it reached and the
 time it took are in docs/results.md.
 """
 
