@@ -23,6 +23,7 @@ def base_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of parameters, data order and sampling
     config.steps = 120  # rollout batches of the whole run
+    config.stop_at_tokens = 0  # end earlier, once so many tokens have been drawn, erased ones included; 0: never
     config.reward = ""  # "module:function" of (problem, response) -> float; "" uses the task's own
 
     config.task = ConfigDict()
@@ -98,6 +99,7 @@ def base_config() -> ConfigDict:
     config.curriculum.path = ""  # semantic entropies by experiments.rank_prompts; "": rank first, under WORKDIR/ranking
     config.curriculum.problems = 2048  # training problems to rank, the first ones of the split
     config.curriculum.samples = 8  # responses per problem
+    config.curriculum.max_accuracy = 1.0  # below 1: train only on ranked problems the base solves at most so often
     config.curriculum.weighting = "counts"  # of responses in a cluster: counts, or log_prob (length-normalised)
 
     config.optimizer = ConfigDict()

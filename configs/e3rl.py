@@ -7,15 +7,18 @@ chain. ``:qwen3_4b`` and ``:qwen3_8b`` are the paper's: 16 segments of 512 token
 16 chips with 32 GiB each; not yet run.
 """
 
+import functools
+from typing import Any
+
 from configs.common import use_recipe
 from configs.sizes import paper, sized
 
-SETTING = dict(data="deepmath_103k", prompts=256, minibatch=64, samples=8, response=8192)
+SETTING: dict[str, Any] = dict(data="deepmath_103k", prompts=256, minibatch=64, samples=8, response=8192)
 
 
 def get_config(arg: str = ""):
     """The embedded task, or the paper's setting."""
-    config = sized(arg, {name: lambda name=name: paper(name, **SETTING) for name in ("qwen3_4b", "qwen3_8b")})
+    config = sized(arg, {name: functools.partial(paper, name, **SETTING) for name in ("qwen3_4b", "qwen3_8b")})
     use_recipe(config, "grpo")
     config.methods = "e3rl"
     if arg in ("", "tiny"):

@@ -9,14 +9,17 @@ minibatches of 256, G = 8, 1024 + 3072 tokens, k3 1e-3): a TPU slice of at least
 run.
 """
 
+import functools
+from typing import Any
+
 from configs.common import use_recipe
 from configs.sizes import paper, sized
 
-SETTING = dict(data="deepmath_103k", prompts=1024, minibatch=256, samples=8, response=3072)
+SETTING: dict[str, Any] = dict(data="deepmath_103k", prompts=1024, minibatch=256, samples=8, response=3072)
 
 
 def get_config(arg: str = ""):
     """The embedded task, or the papers' setting."""
-    config = sized(arg, {name: lambda name=name: paper(name, **SETTING) for name in ("qwen3_4b", "qwen3_8b")})
+    config = sized(arg, {name: functools.partial(paper, name, **SETTING) for name in ("qwen3_4b", "qwen3_8b")})
     use_recipe(config, "grpo", kl_coef=0.0 if arg in ("", "tiny") else 1e-3)
     return config.lock()

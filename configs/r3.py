@@ -7,19 +7,22 @@ that prompts come again. ``:r1_distill_1_5b`` is the paper's: DeepScaleR-40k, G 
 not public); a TPU slice of at least 16 chips with 32 GiB each; not yet run.
 """
 
+import functools
+from typing import Any
+
 from configs.common import use_recipe
 from configs.sizes import paper, sized
 
-SETTING = dict(data="deepscaler_40k", prompts=128, minibatch=64, samples=16, response=8192)
+SETTING: dict[str, Any] = dict(data="deepscaler_40k", prompts=128, minibatch=64, samples=16, response=8192)
 TEMPLATE = (
-    "{problem}\nAn earlier answer was wrong:\n{failure}\nFind the mistake, solve the problem again and put the final answer "
-    "in \\boxed{}.\n"
+    "{problem}\nAn earlier answer was wrong:\n{failure}\nFind the mistake, solve the problem again and put the final "
+    "answer in \\boxed{}.\n"
 )
 
 
 def get_config(arg: str = ""):
     """The embedded task, or the paper's setting."""
-    config = sized(arg, {"r1_distill_1_5b": lambda: paper("r1_distill_1_5b", **SETTING)})
+    config = sized(arg, {"r1_distill_1_5b": functools.partial(paper, "r1_distill_1_5b", **SETTING)})
     use_recipe(config, "grpo")
     config.methods = "r3"
     if arg in ("", "tiny"):

@@ -7,15 +7,18 @@ training problems. ``:r1_distill_1_5b`` is the paper's: DAPO-Math-17k, two stage
 G = 8, 1024 + 2048 tokens, lr 1e-6; a TPU slice of at least 8 chips with 32 GiB each; not yet run.
 """
 
+import functools
+from typing import Any
+
 from configs.common import use_recipe
 from configs.sizes import paper, sized
 
-SETTING = dict(data="dapo_math_17k", prompts=256, minibatch=128, samples=8, response=2048)
+SETTING: dict[str, Any] = dict(data="dapo_math_17k", prompts=256, minibatch=128, samples=8, response=2048)
 
 
 def get_config(arg: str = ""):
     """The embedded task, or the paper's setting."""
-    config = sized(arg, {"r1_distill_1_5b": lambda: paper("r1_distill_1_5b", **SETTING)})
+    config = sized(arg, {"r1_distill_1_5b": functools.partial(paper, "r1_distill_1_5b", **SETTING)})
     use_recipe(config, "grpo")
     config.methods = "sent"
     if arg == "r1_distill_1_5b":

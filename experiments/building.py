@@ -181,6 +181,7 @@ def check_sizes(config: ConfigDict, mesh: Any) -> None:
         "eval.every": evaluation.every,
         "log.rollouts_every": config.log.rollouts_every,
         "checkpoint.keep_best": config.checkpoint.keep_best,
+        "stop_at_tokens": config.stop_at_tokens,
     }
     for name, value in not_negative.items():
         if value < 0:

@@ -9,6 +9,7 @@ import numpy as np
 from entropy_rl.data.batching import decode_responses, encode_prompts
 from entropy_rl.data.tasks import Problem
 from entropy_rl.evaluate import Estimate, accuracy_estimates, estimate
+from entropy_rl.methods.e3rl import Erasing, RunningUncertainty
 from entropy_rl.parallel.mesh import row_sharding
 from entropy_rl.parallel.multihost import gather_rows, local_rows, to_global
 from entropy_rl.rollout.engine import make_sampler
@@ -32,8 +33,14 @@ def _correct(parts: Parts, sampler, params, problems: Sequence[Problem], batch: 
     return np.concatenate(correct)[: len(problems)]
 
 
-def make_evaluator(parts: Parts, problems: Sequence[Problem]) -> Callable[[Any], dict[str, Estimate]]:
-    """A function ``params -> estimates``: greedy accuracy, mean@k and pass@k on ``problems``, always the same noise."""
+def make_evaluator(
+    parts: Parts, problems: Sequence[Problem], erasing: Erasing | None = None
+) -> Callable[..., dict[str, Estimate]]:
+    """A function ``(params, running=None) -> estimates``: greedy accuracy, mean@k and pass@k, always the same noise.
+
+    With ``erasing``, and statistics for it to go by, mean@k and pass@k of sampling with erasing are among them, with
+    names that begin with "erasing_".
+    """
     options = parts.config.eval
     common = dict(
         max_response=parts.config.sampling.max_response,
@@ -52,12 +59,23 @@ def make_evaluator(parts: Parts, problems: Sequence[Problem]) -> Callable[[Any],
         **common,
     )
     key = jax.random.fold_in(jax.random.key(parts.config.seed), 2)
+    erased = None
+    if erasing is not None:
+        erased = make_sampler(
+            parts.model, parts.mesh, samples_per_prompt=options.samples, temperature=parts.config.sampling.temperature,
+            erasing=erasing, **common,
+        )  # fmt: skip
 
-    def evaluate(params: Any) -> dict[str, Estimate]:
+    def evaluate(params: Any, running: RunningUncertainty | None = None) -> dict[str, Estimate]:
         params = jax.device_put(params, parts.sampling_shardings)
         once = _correct(parts, greedy, params, problems, options.batch, 1, key)
         many = _correct(parts, sampled, params, problems, options.batch, options.samples, key)
-        return {"greedy": estimate(once[:, 0])} | accuracy_estimates(many)
+        estimates = {"greedy": estimate(once[:, 0])} | accuracy_estimates(many)
+        if erased is not None and running is not None:
+            with_erasing = lambda params, prompts, key: erased(params, prompts, key, running)  # noqa: E731
+            again = _correct(parts, with_erasing, params, problems, options.batch, options.samples, key)
+            estimates |= {f"erasing_{name}": e for name, e in accuracy_estimates(again).items()}
+        return estimates
 
     return evaluate
 
@@ -70,8 +88,9 @@ def headline(config) -> str:
 def comparison(before: dict[str, float], after: dict[str, float]) -> str:
     """A plain-text table of the evaluation entries of two metrics records, in percent."""
     names = [name for name in before if name.startswith("eval_") and name in after]
-    lines = [f"{'':<10}{'before':>10}{'after':>10}{'change':>10}"]
+    width = max(10, *(len(name) - 4 for name in names))
+    lines = [f"{'':<{width}}{'before':>10}{'after':>10}{'change':>10}"]
     for name in names:
         old, new = 100 * before[name], 100 * after[name]
-        lines.append(f"{name.removeprefix('eval_'):<10}{old:>8.1f} %{new:>8.1f} %{new - old:>+10.1f}")
+        lines.append(f"{name.removeprefix('eval_'):<{width}}{old:>8.1f} %{new:>8.1f} %{new - old:>+10.1f}")
     return "\n".join(lines)

@@ -4,8 +4,9 @@
 
 For each of the first ``config.curriculum.problems`` training problems the base policy draws
 ``config.curriculum.samples`` responses; those with the same answer are one cluster. WORKDIR/semantic_entropy.jsonl
-gets one line per problem; a pass that was interrupted goes on where it stopped. Training with more than one
-curriculum stage reads the file of ``config.curriculum.path``, or makes it first under WORKDIR/ranking.
+gets one line per problem, with the fraction of correct responses; a pass that was interrupted goes on where it
+stopped. Training with more than one curriculum stage reads the file of ``config.curriculum.path``, or makes it first
+under WORKDIR/ranking.
 """
 
 import json
@@ -60,17 +61,18 @@ def rank(parts: Parts, params: Any, workdir: str) -> str:
     batch = config.eval.batch
     for first in range(done, count, batch):
         chunk = [problems[i % count] for i in range(first, first + batch)]
-        values = _entropies(parts, sampler, params, chunk, key)[: count - first]
+        values = _ranked(parts, sampler, params, chunk, key)[: count - first]
         if is_main():
-            _append(path, [{"id": p.id, "semantic_entropy": v} for p, v in zip(chunk, values, strict=False)])
-        progress.update(min(first + batch, count), {"mean": f"{np.mean(values):.3f}"})
+            _append(path, [{"id": p.id} | record for p, record in zip(chunk, values, strict=False)])
+        mean = np.mean([record["semantic_entropy"] for record in values])
+        progress.update(min(first + batch, count), {"mean": f"{mean:.3f}"})
     progress.close()
     gather_rows(np.zeros(1))  # nobody reads the file before it is whole
     return path
 
 
-def _entropies(parts: Parts, sampler, params, chunk, key) -> list[float]:
-    """Semantic entropy of each problem of a global batch."""
+def _ranked(parts: Parts, sampler, params, chunk, key) -> list[dict[str, float]]:
+    """(semantic entropy, fraction correct) of each problem of a global batch."""
     options, shares = parts.config.curriculum, jax.process_count()
     size = len(chunk) // shares
     mine = chunk[jax.process_index() * size : (jax.process_index() + 1) * size]
@@ -81,8 +83,12 @@ def _entropies(parts: Parts, sampler, params, chunk, key) -> list[float]:
     ids = np.array([cluster_ids(parts.task, p, group) for p, group in zip(mine, groups, strict=True)], np.int32)
     mean = local_rows(masked_mean(rollout.raw_log_probs, rollout.response_mask, axis=1)).reshape(ids.shape)
     log_weights = mean if options.weighting == "log_prob" else np.zeros_like(mean)
-    values = jax.vmap(semantic_entropy)(jnp.asarray(ids), jnp.asarray(log_weights))
-    return [round(float(v), 6) for v in gather_rows(np.asarray(values))]
+    entropies = np.asarray(jax.vmap(semantic_entropy)(jnp.asarray(ids), jnp.asarray(log_weights)))
+    right = [
+        np.mean([parts.task.reward(p, text) >= 1.0 for text in group]) for p, group in zip(mine, groups, strict=True)
+    ]
+    values = gather_rows(np.stack([entropies, np.array(right, np.float32)], axis=1))
+    return [{"semantic_entropy": round(float(h), 6), "accuracy": round(float(a), 6)} for h, a in values]
 
 
 def _append(path: str, records: list[dict]) -> None:
@@ -100,10 +106,16 @@ def _lines(path: str) -> list[dict]:
         with open(path, "w") as file:
             file.write(whole)
     try:
-        return [{"id": int(r["id"]), "semantic_entropy": float(r["semantic_entropy"])}
-                for r in map(json.loads, whole.splitlines())]  # fmt: skip
+        return [
+            {"id": int(r["id"])} | {name: float(r[name]) for name in ("semantic_entropy", "accuracy")}
+            for r in map(json.loads, whole.splitlines())
+        ]
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no file of semantic entropies: {error}") from None
+
+
+def _is_ranked(parts: Parts, recipe: Recipe) -> bool:
+    return recipe.curriculum_stages > 1 or parts.config.curriculum.max_accuracy < 1
 
 
 def check_ranking(parts: Parts, recipe: Recipe) -> None:
@@ -113,7 +125,7 @@ def check_ranking(parts: Parts, recipe: Recipe) -> None:
         raise ValueError(f"config.curriculum.weighting {options.weighting!r} is not one of {', '.join(WEIGHTINGS)}")
     if options.path and not os.path.isfile(options.path):
         raise ValueError(f"config.curriculum.path={options.path} is no file; experiments.rank_prompts makes one")
-    if recipe.curriculum_stages > 1 and not options.path and not hasattr(parts.task, "same_answer"):
+    if _is_ranked(parts, recipe) and not options.path and not hasattr(parts.task, "same_answer"):
         raise ValueError("this task has no same_answer(problem, first, second), so its responses cannot be clustered")
 
 
@@ -121,10 +133,13 @@ def make_stream(parts: Parts, recipe: Recipe, params: Any, workdir: str) -> Prob
     """The problems a run trains on, in order: shuffled, or by stages of ascending semantic entropy."""
     config, problems = parts.config, parts.problems("train")
     common = dict(batch_size=config.batch.prompts, process_index=jax.process_index(), process_count=jax.process_count())
-    if recipe.curriculum_stages == 1:
+    if not _is_ranked(parts, recipe):
         return ProblemStream(problems, seed=config.seed + 1, **common)
     path = config.curriculum.path or rank(parts, params, os.path.join(workdir, "ranking"))
-    by_id = {record["id"]: record["semantic_entropy"] for record in _lines(path)}
+    limit = config.curriculum.max_accuracy
+    by_id = {record["id"]: record["semantic_entropy"] for record in _lines(path) if record["accuracy"] <= limit}
+    if not by_id:
+        raise ValueError(f"no problem of {path} has an accuracy of at most config.curriculum.max_accuracy={limit}")
     rows = [i for i in range(min(len(problems), max(by_id, default=0) + 1)) if problems[i].id in by_id]
     values = np.array([by_id[problems[i].id] for i in rows])
     stages = curriculum_stages(values, recipe.curriculum_stages)

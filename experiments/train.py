@@ -104,7 +104,7 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
             erasing=recipe.erasing,
         )
         collector = Collector(parts, recipe, sampler)
-        evaluate = make_evaluator(parts, held_out)
+        evaluate = make_evaluator(parts, held_out, recipe.erasing)
         base = base_params(parts, workdir) if config.base else None
         remember_config(config, workdir, allow_change=allow_config_change)
     if base is None:
@@ -169,7 +169,7 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
             writer.write(step, values)
 
     def evaluate_and_write(step):
-        estimates = evaluate(state.params)
+        estimates = evaluate(state.params, stages.get("erasing"))
         write(step, {f"eval_{name}": e.mean for name, e in estimates.items()})
         progress.say(f"step {step}: held-out {headline(config)} {estimates[headline(config)]}")
         return estimates
@@ -189,7 +189,10 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
         save(0, evaluate_and_write(0))
 
     # --- The line: prompts, sample (and erase), verify, augment, score, the recipe's stages, update.
+    enough = config.stop_at_tokens or float("inf")
     for step in range(first or 0, config.steps):
+        if sampled_tokens >= enough:
+            break
         if config.profile and step == (first or 0) + 2:
             jax.profiler.start_trace(os.path.join(workdir, "profile"))
         clock, step_key = _Clock(), jax.random.fold_in(run_key, step)
@@ -257,7 +260,7 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
             )  # fmt: skip
         if streak >= config.optimizer.max_skipped_in_a_row:
             _stop_on_nonfinite(workdir, done, streak, rollout, checkpointer)
-        last = done == config.steps
+        last = done == config.steps or sampled_tokens >= enough
         evaluated = last or (config.eval.every and done % config.eval.every == 0)
         estimates = evaluate_and_write(done) if evaluated else None
         if evaluated or done % config.checkpoint.every == 0:

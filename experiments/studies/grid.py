@@ -1,0 +1,195 @@
+"""What the studies share: cells of a grid, run in parallel and resumed, and tables of what they reached."""
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from entropy_rl.metrics import read_metrics
+
+# 97.5 % quantiles of Student's t by degrees of freedom.
+_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One line of a study's table.
+
+    Attributes:
+        name: unique in the study; also the folder of its runs.
+        config: the config file, and its size.
+        overrides: config keys (without "config.") and values.
+    """
+
+    name: str
+    config: str
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def define_flags(out: str, seeds: int = 2) -> None:
+    """The flags of every study."""
+    flags.DEFINE_string("out", out, "Where runs, table and figures go.")
+    flags.DEFINE_integer("seeds", seeds, "Seeds per cell.", lower_bound=1)
+    flags.DEFINE_integer("workers", os.cpu_count() or 1, "Runs at once, each on a core of its own.", lower_bound=1)
+    flags.DEFINE_list("only", [], "Names of cells to run; default all.")
+
+
+def _arguments(values: dict[str, Any]) -> list[str]:
+    return [f"--config.{key}={value}" for key, value in values.items()]
+
+
+def _environment(out: str) -> dict[str, str]:
+    """One thread each, and one compilation cache for all: many small runs at once beat one after another."""
+    env = dict(os.environ)
+    env["JAX_COMPILATION_CACHE_DIR"] = os.path.join(out, "compilation_cache")
+    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    return env
+
+
+def _run(arguments: list[str], log: str, core: int | None, out: str) -> int:
+    """The exit status of a module, its output in ``log``; on one core where that can be chosen."""
+
+    def pin():
+        if core is not None and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {core})
+
+    os.makedirs(os.path.dirname(log), exist_ok=True)
+    with open(log, "a") as file:
+        return subprocess.run([sys.executable, "-m", *arguments], stdout=file, stderr=subprocess.STDOUT, check=False,
+                              env=_environment(out), preexec_fn=pin).returncode  # fmt: skip
+
+
+def make_base(out: str, config: str, overrides: dict[str, Any] | None = None, name: str = "base") -> str:
+    """A pretrained policy that all cells start from; made once."""
+    workdir = os.path.join(out, name)
+    arguments = ["experiments.pretrain", f"--config={config}", f"--workdir={workdir}", *_arguments(overrides or {})]
+    status = _run(arguments, os.path.join(out, "logs", f"{name}.log"), None, out)
+    if status:
+        sys.exit(f"error: pretraining failed; see {os.path.join(out, 'logs', f'{name}.log')}")
+    return workdir
+
+
+def run_cells(
+    cells: Sequence[Cell], out: str, *, seeds: int, workers: int, common: dict[str, Any], only: Sequence[str] = ()
+) -> list[Cell]:
+    """Trains every cell with every seed, ``workers`` at once; what is finished is not run again. Returns the cells run.
+
+    Seeds are the outer loop, so that a study that is stopped has whole seeds. A run that failed is named and left out.
+    """
+    names = [cell.name for cell in cells]
+    if unknown := set(only) - set(names):
+        sys.exit(f"error: no cell {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    chosen = [cell for cell in cells if not only or cell.name in only]
+    jobs: queue.Queue = queue.Queue()
+    for seed, cell in itertools.product(range(seeds), chosen):
+        if not os.path.exists(os.path.join(run_dir(out, cell, seed), "summary.json")):
+            jobs.put((seed, cell))
+    total, started, failed = jobs.qsize(), time.monotonic(), []
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+    def work(number: int) -> None:
+        core = cores[number % len(cores)] if cores else None
+        while True:
+            try:
+                seed, cell = jobs.get_nowait()
+            except queue.Empty:
+                return
+            workdir = run_dir(out, cell, seed)
+            values = common | {"seed": seed} | cell.overrides
+            arguments = ["experiments.train", f"--config={cell.config}", f"--workdir={workdir}", *_arguments(values)]
+            log = os.path.join(out, "logs", f"{cell.name}-{seed}.log")
+            status = _run(arguments, log, core, out)
+            if status:
+                failed.append(log)
+            minutes = (time.monotonic() - started) / 60
+            what = "failed" if status else "done"
+            print(f"{minutes:6.1f} min  {total - jobs.qsize()} of {total}  {cell.name} seed {seed} {what}", flush=True)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for log in failed:
+        print(f"failed: see {log}", file=sys.stderr)
+    return chosen
+
+
+def run_dir(out: str, cell: Cell, seed: int) -> str:
+    """Where a cell's run with ``seed`` is."""
+    return os.path.join(out, "runs", f"{cell.name}-{seed}")
+
+
+def finished_runs(out: str, cell: Cell, seeds: int) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """(summary, metrics) of each finished run of a cell."""
+    found = []
+    for seed in range(seeds):
+        workdir = run_dir(out, cell, seed)
+        path = os.path.join(workdir, "summary.json")
+        if os.path.exists(path):
+            with open(path) as file:
+                found.append((json.load(file), read_metrics(os.path.join(workdir, "metrics.jsonl"))))
+    return found
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """(mean, half width of the 95 % interval over seeds by Student's t; NaN for one value)."""
+    count = len(values)
+    if count < 2:
+        return float(np.mean(values)) if count else math.nan, math.nan
+    quantile = _T.get(count - 1, 1.96)
+    return float(np.mean(values)), quantile * float(np.std(values, ddof=1)) / math.sqrt(count)
+
+
+def shown(values: Sequence[float], scale: float = 100.0, digits: int = 1) -> str:
+    """Mean and half width, as text for a table."""
+    mean, half = interval([scale * value for value in values])
+    if math.isnan(mean):
+        return "–"
+    return f"{mean:.{digits}f}" if math.isnan(half) else f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+
+Column = tuple[str, Callable[[list[dict[str, Any]], dict[str, Any]], float], float, int]
+
+
+def final(name: str) -> Callable[[list[dict[str, Any]], dict[str, Any]], float]:
+    """The last value of a metric, NaN where a run has none."""
+
+    def value(records, summary):
+        del summary
+        values = [r[name] for r in records if r.get(name) is not None]
+        return values[-1] if values else math.nan
+
+    return value
+
+
+def table(cells: Sequence[Cell], out: str, seeds: int, columns: Sequence[Column]) -> str:
+    """A Markdown table: a line per cell, a column per measure, mean ± half width of the 95 % interval over seeds."""
+    lines = ["| run | seeds | " + " | ".join(c[0] for c in columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    for cell in cells:
+        runs = finished_runs(out, cell, seeds)
+        entries = []
+        for _, value, scale, digits in columns:
+            values = [value(records, summary) for summary, records in runs]
+            entries.append(shown([v for v in values if not math.isnan(v)], scale, digits))
+        lines.append(f"| {cell.name} | {len(runs)} | " + " | ".join(entries) + " |")
+    return "\n".join(lines)
+
+
+def write(out: str, name: str, text: str) -> None:
+    """Writes OUT/name and prints it."""
+    path = os.path.join(out, name)
+    with open(path, "w") as file:
+        file.write(text + "\n")
+    print(f"\n{text}\n\nwritten to {path}")
