@@ -32,4 +32,5 @@ def get_config(arg: str = ""):
     else:
         config.sampling.max_prompt = 4096
         config.r3.reflections, config.r3.reflection_template = 32, TEMPLATE
+        config.batch.microbatches = 30  # of 160 prompts x 18 rows: places for reflections and replays too
     return config.lock()

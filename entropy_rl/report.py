@@ -23,6 +23,12 @@ PANELS = (
     ("Reward", "mean reward", ("reward", "accuracy")),
     ("Held-out accuracy", "fraction correct", ("eval_mean@*", "eval_greedy")),
     ("Entropy", "nats per token", ("trainer_entropy",)),
+    ("Entropy and its band", "nats per token", ("band_high", "band_low")),
+    ("Control", "bias, fraction", ("band_gain", "rejected")),
+    ("Predicted change of entropy", "correlation with the realised one", ("entropy_change_correlation",)),
+    ("Erasing", "fraction of segments, of tokens", ("erased_segments", "erased_token_fraction")),
+    ("Uncertainty of segments", "first attempts, accepted ones", ("segment_first_uncertainty", "segment_uncertainty")),
+    ("Groups without a success", "fraction", ("all_failed_groups",)),
     ("Response length", "tokens", ("response_length",)),
     ("Clipped tokens", "fraction of tokens", ("clip_fraction_high", "clip_fraction_low")),
     ("Change of policy", "KL to old policy, nats", ("kl_old",)),
@@ -159,13 +165,22 @@ h1{{font-size:1.4rem;margin-bottom:.2rem}}h2{{font-size:1.05rem;margin:2rem 0 .8
 .text{{white-space:pre-wrap;font-family:ui-monospace,monospace;font-size:14px;overflow-wrap:anywhere}}
 .text span{{border-radius:2px}}.mark{{color:#4b5563;font-style:italic}}.note{{color:#6b7280;font-size:13px}}
 .good{{color:#047857;font-weight:600}}.bad{{color:#b91c1c;font-weight:600}}
+.seg{{font:11px/1 system-ui,sans-serif;color:#6b7280;margin:0 .45em 0 .15em;padding:.05em .3em;
+background:#eef2ff;border-radius:3px;vertical-align:.1em;white-space:nowrap}}.seg.over{{background:#fee2e2;color:#991b1b}}
+del{{opacity:.55;text-decoration:line-through #b91c1c 2px;margin-right:.25em}}
 .scale{{display:inline-block;width:11rem;height:.8rem;border-radius:3px;vertical-align:middle;margin:0 .4rem;
 background:linear-gradient(to right,{gradient})}}
 </style></head><body><h1>{title}</h1>
 <p class="note">Each token is coloured by the policy's entropy where it was drawn: 0
-<span class="scale"></span> {top:.2f} nats and above. Point at a token for its numbers.</p>
+<span class="scale"></span> {top:.2f} nats and above. Point at a token for its numbers.{legend}</p>
 {body}</body></html>
 """
+
+
+_SEGMENT_LEGEND = (
+    ' Behind each segment stand its <span class="seg">uncertainty/threshold</span>; an attempt above it was '
+    "<del>erased</del> and sampled again."
+)
 
 
 def _colour(fraction: float) -> str:
@@ -210,20 +225,59 @@ def write_transcripts(workdir: str, path: str, *, max_steps: int = 6, max_groups
             prompt, answer = html.escape(group[0]["prompt"].rstrip("\n")), html.escape(group[0]["answer"])
             parts.append(f'<div class="prompt">{prompt} <span class="note">answer: {answer}</span></div>')
             parts.extend(_response_html(record, top) for record in group)
+    scored = any("uncertainty" in r for step in records for r in step)
+    legend = _SEGMENT_LEGEND if scored else ""
     gradient = ",".join(_colour(i / 6) for i in range(7))
     title = html.escape(f"Transcripts of {os.path.basename(os.path.normpath(workdir))}")
     with open(path, "w", encoding="utf-8") as file:
-        file.write(_PAGE.format(title=title, gradient=gradient, top=top, body="\n".join(parts)))
+        file.write(_PAGE.format(title=title, gradient=gradient, top=top, legend=legend, body="\n".join(parts)))
     return path
 
 
+def _tokens_html(pieces, entropy, log_probs, top: float) -> str:
+    return "".join(_token_html(*token, top) for token in zip(pieces, entropy, log_probs, strict=True))
+
+
+def _segment_note(record: dict[str, Any], segment: int) -> str:
+    """What a finished segment scored, held against its threshold; nothing for one that was not scored."""
+    if segment >= len(record["uncertainty"]):
+        return ""
+    score, threshold = record["uncertainty"][segment], record["threshold"][segment]
+    erasures = record["erasures"][segment]
+    limit = f"{threshold:.2f}" if threshold else "–"
+    title = f"segment {segment + 1}: uncertainty {score:.3f}, threshold {threshold:.3f}, erased {erasures} times"
+    kind = "seg over" if threshold and score > threshold else "seg"
+    return f'<span class="{kind}" title="{title}">{score:.2f}/{limit}</span>'
+
+
+def _response_text(record: dict[str, Any], top: float) -> str:
+    """The tokens, with erased attempts struck through before what replaced them and the score behind each segment."""
+    pieces, entropy, log_probs = record["pieces"], record["entropy"], record["raw_log_probs"]
+    segments = record.get("segment_ids")
+    if segments is None:
+        return _tokens_html(pieces, entropy, log_probs, top)
+    starts = [i for i in range(len(pieces)) if i == 0 or segments[i] != segments[i - 1]]
+    parts = []
+    for start, end in zip(starts, [*starts[1:], len(pieces)], strict=True):
+        for attempt in record.get("attempts", ()):
+            if attempt["start"] == start:
+                text = _tokens_html(attempt["pieces"], attempt["entropy"], attempt["raw_log_probs"], top)
+                parts.append(f"<del>{text}</del>")
+        parts.append(_tokens_html(pieces[start:end], entropy[start:end], log_probs[start:end], top))
+        parts.append(
+            _segment_note(record, segments[start]) if "uncertainty" in record else '<span class="seg">|</span>'
+        )
+    return "".join(parts)
+
+
 def _response_html(record: dict[str, Any], top: float) -> str:
-    tokens = zip(record["pieces"], record["entropy"], record["raw_log_probs"], strict=True)
-    text = "".join(_token_html(piece, h, lp, top) for piece, h, lp in tokens)
-    kind = "good" if record["reward"] > 0 else "bad"
+    kind = "good" if record.get("correct", record["reward"] > 0) else "bad"
     mean = float(np.mean(record["entropy"])) if record["entropy"] else 0.0
-    head = (
-        f'<span class="{kind}">reward {record["reward"]:g}</span><br><span class="note">mean entropy {mean:.3f}</span>'
-    )
-    cut = "" if record.get("stopped", True) else '<br><span class="note">cut at the length limit</span>'
-    return f'<div class="row"><div>{head}{cut}</div><div class="text">{text}</div></div>'
+    notes = ["replayed"] if record.get("replayed") else [f"mean entropy {mean:.3f}"]
+    if not record.get("stopped", True):
+        notes.append("cut at the length limit")
+    if sum(record.get("erasures", ())):
+        notes.append(f"erased {sum(record['erasures'])}")
+    head = f'<span class="{kind}">reward {record["reward"]:.3g}</span>'
+    head += "".join(f'<br><span class="note">{note}</span>' for note in notes)
+    return f'<div class="row"><div>{head}</div><div class="text">{_response_text(record, top)}</div></div>'

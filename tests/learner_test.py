@@ -14,6 +14,7 @@ from entropy_rl.objectives import make_recipe
 from entropy_rl.objectives.losses import REDUCTIONS
 from entropy_rl.types import REPLAYED
 from tests.helpers import random_rollout, tiny_model
+from tests.transformer_test import numpy_forward
 
 ROWS, PROMPT, RESPONSE = 8, 5, 11
 SHAPE = {"max_response": RESPONSE, "temperature": 0.9, "chunk_size": 64}
@@ -159,6 +160,30 @@ def test_rollout_metrics_by_hand(setting):
     replayed = rollout.replace(origin=rollout.origin.at[0].set(REPLAYED))
     assert float(learner.rollout_metrics(replayed, 2)["reward"]) == pytest.approx(2 / 7)
     np.testing.assert_allclose(metrics["truncated"], 1 - np.mean(rollout.stopped), rtol=1e-6)
+
+
+def test_attention_from_the_answer_to_segments(setting):
+    model, params, rollout = setting
+    answer_start = jnp.where(jnp.arange(ROWS) % 2 == 0, rollout.length - 2, 0)
+    answer_start = jnp.maximum(answer_start, jnp.where(answer_start > 0, rollout.prompt_length, 0))
+    answer_end = jnp.where(answer_start > 0, rollout.length, 0)
+    rollout = rollout.replace(answer_start=answer_start, answer_end=answer_end)
+    options = dict(layer=1, segment_length=3, delimiters=(), num_segments=4)
+    got = learner.make_answer_attention(model, num_microbatches=2, **options)(params, rollout)
+    for row in range(ROWS):
+        layers, size = [], int(rollout.length[row])
+        numpy_forward(model.config, params, np.asarray(rollout.tokens[row]), attention=layers)
+        first = int(rollout.prompt_length[row])
+        ids = (np.arange(first, size) - first) // 3
+        start, end = int(answer_start[row]), int(answer_end[row])
+        if not start:  # no answer: its last segment asks
+            start, end = first + int(np.argmax(ids == ids[-1])), size
+        paid = layers[1][start:end, first:size].sum(0)
+        mass = np.array([paid[ids == n].sum() for n in range(4)])
+        own = ids[start - first]
+        others = [n for n in set(ids.tolist()) if n != own]
+        mass[own] = mass[others].mean() if others else 0.0
+        np.testing.assert_allclose(got[row], mass, atol=1e-5)
 
 
 def test_bfloat16_state_keeps_its_dtypes():

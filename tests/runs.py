@@ -72,4 +72,11 @@ def final_state(workdir: pathlib.Path):
     step = max(int(p.name) for p in directory.iterdir() if p.name.isdigit())
     tree = ocp.StandardCheckpointer().restore(directory / str(step) / "state")
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return step, {jax.tree_util.keystr(path): np.asarray(value) for path, value in flat}
+    found = {jax.tree_util.keystr(path): np.asarray(value) for path, value in flat}
+    if (directory / str(step) / "stages").exists():
+        stages = ocp.StandardCheckpointer().restore(directory / str(step) / "stages")
+        found |= {f"stages{name}": np.asarray(value) for name, value in stages.items()}
+    for path in workdir.glob(f"checkpoints_own/{step:08d}.*.npz"):
+        with np.load(path) as file:
+            found |= {f"own/{name}": value for name, value in file.items()}
+    return step, found

@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entropy_rl.model import RopeScaling, Transformer, head_weight
+from entropy_rl.model import Readout, RopeScaling, Transformer, head_weight
 from tests.helpers import TINY, tiny_model
 
 
-def numpy_forward(config, params, tokens, dtype=np.float64):
-    """Hidden states of one row, written from the equations, every operation in ``dtype``."""
+def numpy_forward(config, params, tokens, dtype=np.float64, attention=None):
+    """Hidden states of one row, written from the equations, every operation in ``dtype``.
+
+    Appends each layer's attention [T, T], averaged over heads, to the list ``attention``.
+    """
     tree = jax.tree.map(lambda x: np.asarray(x, dtype), params)["params"]
     norm = lambda x, scale: x / np.sqrt(np.mean(x**2, -1, keepdims=True) + config.norm_eps) * scale
     half = config.head_dim // 2
@@ -54,11 +57,16 @@ def numpy_forward(config, params, tokens, dtype=np.float64):
             q, k = norm(q, layer["query_norm"]["scale"]), norm(k, layer["key_norm"]["scale"])
         q, k = rotate(q), rotate(k)
         out = np.zeros_like(q)
+        mean = 0.0
         for n in range(config.num_heads):
             scores = q[:, n] @ k[:, n // group].T / dtype(config.head_dim**0.5)
             scores[np.triu_indices(len(tokens), 1)] = -np.inf
             weights = np.exp(scores - scores.max(-1, keepdims=True))
-            out[:, n] = weights / weights.sum(-1, keepdims=True) @ v[:, n // group]
+            weights /= weights.sum(-1, keepdims=True)
+            out[:, n] = weights @ v[:, n // group]
+            mean = mean + weights / config.num_heads
+        if attention is not None:
+            attention.append(mean)
         x = x + np.einsum("TNH,NHD->TD", out, layer["out"]["kernel"])
         y = norm(x, layer["mlp_norm"]["scale"])
         gate = y @ layer["gate"]["kernel"]
@@ -88,6 +96,36 @@ def test_forward_against_numpy(changes):
     hidden, cache = jax.jit(model.apply)(params, jnp.asarray(tokens)[None], positions)
     assert cache is None
     np.testing.assert_allclose(hidden[0], numpy_forward(model.config, params, tokens), atol=2e-4)
+
+
+@pytest.mark.parametrize(("layer", "remat"), [(1, "none"), (-1, "dots")])
+def test_readout_against_numpy(layer, remat):
+    model, params = tiny_model(2.0, remat=remat)
+    tokens = np.random.default_rng(0).integers(0, 300, (2, 21))
+    positions = jnp.broadcast_to(jnp.arange(21), (2, 21))
+    chosen = jnp.array([[3, 20, 7], [0, 11, 11]])
+    hidden, cache, attention = jax.jit(
+        lambda p: model.apply(p, jnp.asarray(tokens), positions, readout=Readout(chosen, layer))
+    )(params)
+    assert cache is None
+    np.testing.assert_allclose(hidden, jax.jit(model.apply)(params, jnp.asarray(tokens), positions)[0], atol=1e-6)
+    for row in range(2):
+        layers = []
+        numpy_forward(model.config, params, tokens[row], attention=layers)
+        np.testing.assert_allclose(attention[row], layers[layer][np.asarray(chosen[row])], atol=1e-5)
+
+
+def test_wrong_readouts_are_refused():
+    model, params = tiny_model()
+    tokens, positions = jnp.zeros((1, 4), jnp.int32), jnp.arange(4)[None]
+    for readout, words in (
+        (Readout(jnp.zeros((1, 65), jnp.int32), 0), "at most 64"),
+        (Readout(positions, 3), "layer 3"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model.apply(params, tokens, positions, readout=readout)
+    with pytest.raises(ValueError, match="without a cache"):
+        model.apply(params, tokens, positions, model.empty_cache(1, 8), readout=Readout(positions, 0))
 
 
 def test_remat_changes_no_gradient():

@@ -2,11 +2,12 @@
 
 from entropy_rl.model.cache import KVCache, PrefixStore, init_cache, rewind
 from entropy_rl.model.llama2c import load_llama2c
-from entropy_rl.model.transformer import RopeScaling, Transformer, TransformerConfig, head_weight
+from entropy_rl.model.transformer import Readout, RopeScaling, Transformer, TransformerConfig, head_weight
 
 __all__ = [
     "KVCache",
     "PrefixStore",
+    "Readout",
     "RopeScaling",
     "Transformer",
     "TransformerConfig",
