@@ -70,10 +70,10 @@ def _run(arguments: list[str], log: str, core: int | None, out: str) -> int:
                               env=_environment(out), preexec_fn=pin).returncode  # fmt: skip
 
 
-def make_base(out: str, config: str, overrides: dict[str, Any] | None = None, name: str = "base") -> str:
+def make_base(out: str, config: str, overrides: dict[str, Any], name: str = "base") -> str:
     """A pretrained policy that all cells start from; made once."""
     workdir = os.path.join(out, name)
-    arguments = ["experiments.pretrain", f"--config={config}", f"--workdir={workdir}", *_arguments(overrides or {})]
+    arguments = ["experiments.pretrain", f"--config={config}", f"--workdir={workdir}", *_arguments(overrides)]
     status = _run(arguments, os.path.join(out, "logs", f"{name}.log"), None, out)
     if status:
         sys.exit(f"error: pretraining failed; see {os.path.join(out, 'logs', f'{name}.log')}")
@@ -172,6 +172,48 @@ def final(name: str) -> Callable[[list[dict[str, Any]], dict[str, Any]], float]:
         return values[-1] if values else math.nan
 
     return value
+
+
+def average(name: str) -> Callable[[list[dict[str, Any]], dict[str, Any]], float]:
+    """The mean of a metric over the steps, NaN where a run has none."""
+
+    def value(records, summary):
+        del summary
+        values = [r[name] for r in records if r.get(name) is not None]
+        return float(np.mean(values)) if values else math.nan
+
+    return value
+
+
+ACCURACY: list[Column] = [
+    ("mean@16 %", final("eval_mean@16"), 100.0, 1),
+    ("pass@16 %", final("eval_pass@16"), 100.0, 1),
+    ("greedy %", final("eval_greedy"), 100.0, 1),
+    ("last entropy", final("trainer_entropy"), 1.0, 3),
+]
+# The studies' policy: a tenth of a million parameters, and a base that samples about a third of the chains right.
+POLICY: dict[str, Any] = {
+    "model.embed_dim": 64,
+    "model.mlp_dim": 176,
+    "model.head_dim": 16,
+    "sampling.max_response": 40,
+    "pretrain.steps": 345,
+    "pretrain.learning_rate": 3e-3,
+}
+# What every study changes of a config: smaller batches, one update a step, and evaluation at the end only.
+COMMON: dict[str, Any] = POLICY | {
+    "batch.prompts": 24,
+    "batch.minibatches": 1,
+    "optimizer.learning_rate": 1e-4,
+    "eval.every": 0,
+    "eval.samples": 16,
+    "eval.problems": 192,
+    "checkpoint.every": 1000,
+    "checkpoint.keep_best": 0,
+    "checkpoint.keep": 1,
+    "log.rollouts_every": 0,
+    "log.tensorboard": False,
+}
 
 
 def table(cells: Sequence[Cell], out: str, seeds: int, columns: Sequence[Column]) -> str:

@@ -3,7 +3,7 @@
     python -m experiments.studies.schedules --seeds=2
     python -m experiments.studies.schedules --seeds=5        # not yet run
 
-Chains of 3 to 6 steps from one base policy, 32 x 8 responses a step, one update a step at 1e-4. Each of five shapes of
+Chains of 3 to 6 steps from one base policy, 24 x 8 responses a step, one update a step at 1e-4. Each of five shapes of
 a band of .03 nats is asked of each way Entrocraft has; the baselines run once and are held against every band.
 """
 
@@ -100,22 +100,17 @@ def tables(out: str, seeds: int, chosen: list[grid.Cell]) -> str:
     """Both tables in Markdown: Entrocraft's ways, and the baselines against every band."""
     shapes = bands()
     names = {c.name for c in chosen}
-    accuracy: list[grid.Column] = [
-        (label, grid.final(name), 100.0, 1)
-        for label, name in (("mean@16 %", "eval_mean@16"), ("pass@16 %", "eval_pass@16"), ("greedy %", "eval_greedy"))
-    ]
-    accuracy.append(("last entropy", grid.final("trainer_entropy"), 1.0, 3))
     text = ["Baselines (no band is asked of them).\n", grid.table(
-        [c for c in chosen if c.name in BASELINES], out, seeds, accuracy)]  # fmt: skip
+        [c for c in chosen if c.name in BASELINES], out, seeds, grid.ACCURACY)]  # fmt: skip
     for shape, band in shapes.items():
         own = [c for c in cells() if c.name.endswith(f" {shape}") and c.name in names]
         own += [c for c in chosen if c.name in ("GRPO", "adaptive entropy", "EntroPIC")]
         columns: list[grid.Column] = [
             ("inside %", _measure(band, 0), 100.0, 0),
             ("RMS outside", _measure(band, 1), 1.0, 4),
-            ("rejected %", lambda r, _: float(np.mean([x.get("rejected", 0.0) for x in r if "reward" in x])), 100.0, 0),
+            ("rejected %", grid.average("rejected"), 100.0, 0),
             ("correlation", grid.final("entropy_change_correlation"), 1.0, 2),
-            *accuracy,
+            *grid.ACCURACY,
         ]
         text += [f"\nBand: {shape}.\n", grid.table(own, out, seeds, columns)]
     return "\n".join(text)
@@ -164,21 +159,8 @@ def main(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {' '.join(argv[1:])}")
     f = flags.FLAGS
-    base = grid.make_base(f.out, "configs/quickstart.py")
-    common = {
-        "base": base,
-        "steps": STEPS,
-        "batch.minibatches": 1,
-        "optimizer.learning_rate": 1e-4,
-        "eval.every": 0,
-        "eval.samples": 16,
-        "eval.problems": 192,
-        "checkpoint.every": STEPS,
-        "checkpoint.keep_best": 0,
-        "checkpoint.keep": 1,
-        "log.rollouts_every": 0,
-        "log.tensorboard": False,
-    }
+    base = grid.make_base(f.out, "configs/quickstart.py", grid.POLICY)
+    common = grid.COMMON | {"base": base, "steps": STEPS}
     chosen = grid.run_cells(cells(), f.out, seeds=f.seeds, workers=f.workers, common=common, only=f.only)
     figure(f.out, f.seeds, chosen, os.path.join(f.out, "schedules.png"))
     grid.write(f.out, "schedules.md", tables(f.out, f.seeds, chosen))
