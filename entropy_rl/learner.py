@@ -263,8 +263,13 @@ def make_prepare(recipe: Recipe, mesh: Any, *, group_size: int, max_response: in
 
 
 def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, Any]:
-    """Scalars of the rows sampled in one step: rewards, lengths, entropy and the gap between sampler and trainer."""
+    """Scalars of the rows sampled in one step: rewards, lengths, entropy and the gap between sampler and trainer.
+
+    ``accuracy`` is that of plain prompts; where others were derived from them, ``derived_accuracy`` is theirs.
+    """
     is_fresh = rollout.origin == FRESH
+    is_plain = is_fresh if rollout.context is None else is_fresh & (rollout.context == 0)
+    correct = rollout.correct.astype(jnp.float32)
     mask = rollout.response_mask & is_fresh[:, None]
     groups = is_fresh.reshape(-1, group_size)
     rewards = rollout.rewards.reshape(-1, group_size)
@@ -273,7 +278,8 @@ def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, Any]:
     gap = jnp.abs(rollout.old_log_probs - rollout.raw_log_probs)
     return {
         "reward": masked_mean(rollout.rewards, is_fresh),
-        "accuracy": masked_mean(rollout.correct.astype(jnp.float32), is_fresh),
+        "accuracy": masked_mean(correct, is_plain),
+        "derived_accuracy": masked_mean(correct, is_fresh & ~is_plain),
         "equal_groups": masked_mean((largest == smallest).astype(jnp.float32), jnp.any(groups, axis=1)),
         "response_length": masked_mean(jnp.sum(mask, axis=1).astype(jnp.float32), is_fresh),
         "truncated": masked_mean(1.0 - rollout.stopped.astype(jnp.float32), is_fresh),

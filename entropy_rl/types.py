@@ -77,6 +77,7 @@ class Rollout(struct.PyTreeNode):
         raw_log_probs: f32 [B, T] nats, after temperature, before truncation.
         entropy: f32 [B, T] nats, of the distribution of ``raw_log_probs``.
         stopped: bool [B], true where a stop token ended the row, false where the length limit cut it.
+        context: int32 [B], 0 for a response to a plain prompt, other values for one derived from it; None for all 0.
         old_log_probs: f32 [B, T] nats, the trainer's, before any update on this batch.
         old_entropy: f32 [B, T] nats, the trainer's, before any update on this batch.
         ref_log_probs: f32 [B, T] nats, of the frozen reference policy.
@@ -101,6 +102,7 @@ class Rollout(struct.PyTreeNode):
     raw_log_probs: Any
     entropy: Any
     stopped: Any
+    context: Any = None
     old_log_probs: Any = None
     old_entropy: Any = None
     ref_log_probs: Any = None
@@ -118,7 +120,7 @@ class Rollout(struct.PyTreeNode):
 
     def for_update(self) -> "Rollout":
         """Without what no token loss reads."""
-        return self.replace(segments=None, answer_start=None, answer_end=None, attention_mass=None)
+        return self.replace(context=None, segments=None, answer_start=None, answer_end=None, attention_mass=None)
 
     def fresh(self) -> "Rollout":
         """With every row marked as sampled in this step."""

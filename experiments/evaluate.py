@@ -12,7 +12,15 @@ import jax
 from absl import app, flags, logging
 
 from entropy_rl.checkpoint import Checkpointer
-from experiments.building import build, load_config, make_run_optimizer, one_sentence, random_params, sharded_state
+from experiments.building import (
+    build,
+    load_config,
+    make_run_optimizer,
+    make_run_recipe,
+    one_sentence,
+    random_params,
+    sharded_state,
+)
 from experiments.evaluation import make_evaluator
 from experiments.pretrain import base_params
 
@@ -41,6 +49,7 @@ def evaluate(workdir: str, *, step: str, samples: int | None, problems: int | No
             if temperature is not None:
                 config.eval.temperature = temperature
         parts = build(config, workdir)
+        recipe, running = make_run_recipe(config, parts.tokenizer), None
         params = random_params(parts)
         if step == "base":
             params, number = base_params(parts, workdir), 0
@@ -49,9 +58,11 @@ def evaluate(workdir: str, *, step: str, samples: int | None, problems: int | No
             number = _step(checkpointer, step)
             template, _ = sharded_state(parts, params, make_run_optimizer(config)[0])
             params = checkpointer.restore(template, number)[0].params
+            if recipe.erasing is not None:
+                running = checkpointer.restore_stages(recipe.init_states(), number)["erasing"]
             checkpointer.close()
         held_out = parts.problems("test")[: config.eval.problems]
-    estimates = make_evaluator(parts, held_out)(params)
+    estimates = make_evaluator(parts, held_out, recipe.erasing)(params, running)
     record = {
         "step": number,
         "problems": len(held_out),
@@ -63,7 +74,7 @@ def evaluate(workdir: str, *, step: str, samples: int | None, problems: int | No
         name = "base policy" if step == "base" else f"step {number}"
         print(f"{name}, {len(held_out)} held-out problems, T={config.eval.temperature:g}, 95 % intervals:")
         for name, value in estimates.items():
-            print(f"{name:<10}{value}")
+            print(f"{name:<{16 if running is not None else 10}}{value}")
         with open(os.path.join(workdir, "evaluations.jsonl"), "a") as file:
             file.write(json.dumps(record) + "\n")
     return record

@@ -3,9 +3,9 @@
 from entropy_rl.objectives.advantages import group_relative_advantages
 from entropy_rl.objectives.methods import METHODS, RunFacts, add_methods
 from entropy_rl.objectives.recipe import PLACES, Recipe, Stage, StepContext, run_stages
-from entropy_rl.objectives.recipes import RECIPES, make_recipe
+from entropy_rl.objectives.recipes import RECIPES, advantage_stage, make_recipe
 
 __all__ = [
-    "METHODS", "PLACES", "RECIPES", "Recipe", "RunFacts", "Stage", "StepContext", "add_methods",
+    "METHODS", "PLACES", "RECIPES", "Recipe", "RunFacts", "Stage", "StepContext", "add_methods", "advantage_stage",
     "group_relative_advantages", "make_recipe", "run_stages",
 ]  # fmt: skip

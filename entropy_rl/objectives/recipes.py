@@ -91,26 +91,34 @@ def make_token_loss(
     return token_loss
 
 
-def _advantage_stage(kind: str, *, scale: float, epsilon: float, success: float, failure: float) -> Stage:
-    """Sets ``outcome_advantages`` and spreads them over each response's tokens."""
+def advantage_stage(function: Callable[[Any, Any, Any], Any]) -> Stage:
+    """A stage that sets ``outcome_advantages`` and spreads them over each response's tokens.
+
+    Args:
+        function: (rewards [P, G], correct [P, G], present [P, G]) -> advantages [P, G]; rows that are not present (no
+            response, or an erased attempt) are to count for nothing.
+    """
 
     def apply(rollout: Rollout, context: StepContext):
-        rewards = rollout.rewards.reshape(-1, context.group_size)
-        counts = ((rollout.origin == FRESH) | (rollout.origin == REPLAYED)).reshape(rewards.shape)
-        if kind == "leave_one_out":
-            outcome = advantage_lib.leave_one_out_advantages(rewards, counts)
-        elif kind == "outcome_sign":
-            is_correct = rollout.correct.reshape(rewards.shape)
-            outcome = advantage_lib.outcome_sign_advantages(is_correct, success=success, failure=failure) * counts
-        else:
-            outcome = advantage_lib.group_relative_advantages(
-                rewards, counts, normalize=kind, scale=scale, epsilon=epsilon
-            )
-        outcome = outcome.reshape(-1)
+        by_group = lambda x: x.reshape(-1, context.group_size)  # noqa: E731
+        present = (rollout.origin == FRESH) | (rollout.origin == REPLAYED)
+        outcome = function(by_group(rollout.rewards), by_group(rollout.correct), by_group(present))
+        outcome = jnp.where(present, outcome.reshape(-1), 0.0)
         spread = jnp.where(rollout.response_mask, outcome[:, None], 0.0)
         return rollout.replace(outcome_advantages=outcome, advantages=spread), {}
 
     return Stage("advantage", "advantage", stateless(apply))
+
+
+def _advantages(kind: str, *, scale: float, epsilon: float, success: float, failure: float):
+    def advantages(rewards, correct, present):
+        if kind == "leave_one_out":
+            return advantage_lib.leave_one_out_advantages(rewards, present)
+        if kind == "outcome_sign":
+            return advantage_lib.outcome_sign_advantages(correct, success=success, failure=failure)
+        return advantage_lib.group_relative_advantages(rewards, present, normalize=kind, scale=scale, epsilon=epsilon)
+
+    return advantages
 
 
 def _dynamics_stage() -> Stage:
@@ -200,10 +208,10 @@ def grpo(
     if dual_clip is not None and (dual_clip <= 1 or policy_loss != "clip"):
         raise ValueError(f"dual_clip={dual_clip} must be None or above 1, and belongs to policy_loss 'clip'")
 
-    advantage = _advantage_stage(
+    advantages = _advantages(
         normalize, scale=advantage_scale, epsilon=advantage_epsilon, success=success, failure=failure
     )
-    stages = [advantage, _dynamics_stage()]
+    stages = [advantage_stage(advantages), _dynamics_stage()]
     if overlong_buffer:
         stages.append(_overlong_stage(overlong_buffer))
     loss = _policy_loss(policy_loss, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip, max_ratio=max_ratio)

@@ -238,6 +238,7 @@ def _as_rollout(prompts: PromptBatch, state: _Decode, samples_per_prompt: int) -
         raw_log_probs=responses.raw_log_probs,
         entropy=responses.entropy,
         stopped=state.stopped,
+        context=jnp.repeat(prompts.context, samples_per_prompt),
         segments=None if state.erasing is None else state.erasing.segments,
     )
 

@@ -31,7 +31,7 @@ from experiments.pretrain import base_params
 from experiments.studies import grid
 
 CONFIG = "configs/e3rl.py"
-TOKENS = 1_100_000  # of a training run
+TOKENS = 900_000  # of a training run
 PROBLEMS, SAMPLES, BATCH, WARM_UP = 512, 8, 128, 4
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -228,7 +228,7 @@ def main(argv) -> None:
     if f.sampling_only:
         return
     cells = [grid.Cell(name, config_file, overrides) for name, (config_file, overrides) in TRAINED.items()]
-    common = grid.COMMON | {"base": base, "steps": 400, "stop_at_tokens": TOKENS}
+    common = grid.COMMON | {"base": base, "steps": 300, "stop_at_tokens": TOKENS}
     chosen = grid.run_cells(cells, f.out, seeds=f.seeds, workers=f.workers, common=common, only=f.only)
     columns: list[grid.Column] = [
         *grid.ACCURACY,

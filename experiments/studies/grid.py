@@ -80,6 +80,15 @@ def make_base(out: str, config: str, overrides: dict[str, Any], name: str = "bas
     return workdir
 
 
+def make_ranking(out: str, config: str, overrides: dict[str, Any]) -> str:
+    """Semantic entropies and accuracies of training problems by the base policy; made once."""
+    workdir, log = os.path.join(out, "ranking"), os.path.join(out, "logs", "ranking.log")
+    arguments = ["experiments.rank_prompts", f"--config={config}", f"--workdir={workdir}", *_arguments(overrides)]
+    if _run(arguments, log, None, out):
+        sys.exit(f"error: ranking failed; see {log}")
+    return os.path.join(workdir, "semantic_entropy.jsonl")
+
+
 def run_cells(
     cells: Sequence[Cell], out: str, *, seeds: int, workers: int, common: dict[str, Any], only: Sequence[str] = ()
 ) -> list[Cell]:
@@ -235,3 +244,60 @@ def write(out: str, name: str, text: str) -> None:
     with open(path, "w") as file:
         file.write(text + "\n")
     print(f"\n{text}\n\nwritten to {path}")
+
+
+def curves(cells: Sequence[Cell], out: str, seeds: int, panels: Sequence[tuple[str, str]], path: str) -> None:
+    """A panel per (metric, title): the mean over seeds against tokens drawn, a line per cell, smoothed over ten steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.2), layout="constrained", squeeze=False)
+    colours = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
+    for axis, (metric, title) in zip(axes[0], panels, strict=True):
+        for number, cell in enumerate(cells):
+            series = []
+            for _, records in finished_runs(out, cell, seeds):
+                points = [
+                    (r["sampled_tokens"], r[metric]) for r in records if r.get(metric) is not None and "reward" in r
+                ]
+                if len(points) > 10:
+                    x, y = np.array(points, np.float64).T
+                    series.append((x[9:] / 1e6, np.convolve(y, np.ones(10) / 10, "valid")))
+            if series:
+                size = min(len(x) for x, _ in series)
+                x, y = (np.mean([pair[i][:size] for pair in series], axis=0) for i in (0, 1))
+                axis.plot(x, y, label=cell.name, color=colours[number % 10], linewidth=1.3)
+        axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        axis.set_xlabel("million tokens drawn", fontsize=9)
+        axis.grid(alpha=0.25, linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(len(labels), 5) or 1, frameon=False, fontsize=9
+    )
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+PANELS = (("accuracy", "Sampled accuracy in training"), ("trainer_entropy", "Entropy, nats per token"),
+          ("equal_groups", "Groups of equal rewards"))  # fmt: skip
+
+
+def run_study(
+    name: str, cells: Sequence[Cell], *, base: dict[str, Any], common: dict[str, Any], columns: Sequence[Column],
+    before: Callable[[str, str], dict[str, Any]] | None = None,
+) -> None:  # fmt: skip
+    """A study of one table: the base policy, its cells, OUT/NAME.md and OUT/NAME.png.
+
+    ``before`` gets (out, the base's workdir) and returns more config keys that all cells share.
+    """
+    f = flags.FLAGS
+    workdir = make_base(f.out, "configs/quickstart.py", base)
+    shared = COMMON | base | common | {"base": workdir}
+    if before is not None:
+        shared |= before(f.out, workdir)
+    chosen = run_cells(cells, f.out, seeds=f.seeds, workers=f.workers, common=shared, only=f.only)
+    curves(chosen, f.out, f.seeds, PANELS, os.path.join(f.out, f"{name}.png"))
+    write(f.out, f"{name}.md", table(chosen, f.out, f.seeds, columns))
