@@ -18,7 +18,7 @@ MODELS = {
 def embedded(size: str = "") -> ConfigDict:
     """Chains of arithmetic on a CPU: 120 steps in about two minutes, or ("tiny") a few steps in seconds, for tests."""
     config = base_config()
-    config.task.options = dict(min_steps=3, max_steps=6, modulus=10, operators="+-*", noise=0.15, seed=0)
+    config.task.options = dict(min_steps=3, max_steps=6, modulus=10, operators="+-*", noise=0.15, seed=0, size=1 << 20)
     config.log.rollouts_every = 40
     config.eval.every = 40
     config.curriculum.problems = 2048

@@ -247,7 +247,7 @@ def write(out: str, name: str, text: str) -> None:
 
 
 def curves(cells: Sequence[Cell], out: str, seeds: int, panels: Sequence[tuple[str, str]], path: str) -> None:
-    """A panel per (metric, title): the mean over seeds against tokens drawn, a line per cell, smoothed over ten steps."""
+    """A panel per (metric, title): means over seeds against tokens drawn, a line per cell, smoothed over ten steps."""
     import matplotlib
 
     matplotlib.use("Agg")
