@@ -55,7 +55,7 @@ TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
     "erase, attention": (CONFIG, {}),
     "erase, uniform, negative": (CONFIG, {"e3rl.credit": "uniform", "e3rl.erased_loss": "negative"}),
     "erase, attention, negative": (CONFIG, {"e3rl.erased_loss": "negative"}),
-    "attention alone": (CONFIG, {"e3rl.kappa": "inf"}),
+    "attention alone": (CONFIG, {"e3rl.kappa": float("inf")}),
 }
 
 
