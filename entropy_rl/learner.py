@@ -247,9 +247,19 @@ def make_update(
     return jax.jit(update, donate_argnums=0, out_shardings=out)
 
 
-def with_loss_mask(rollout: Rollout, *, mask_truncated: bool) -> Rollout:
-    """``loss_mask``: all response tokens, or only those of responses that a stop token ended."""
-    return rollout.replace(loss_mask=rollout.response_mask & (rollout.stopped[:, None] | (not mask_truncated)))
+def scored(rollout: Rollout, old_log_probs: Any, old_entropy: Any, *, mask_truncated: bool) -> Rollout:
+    """With the trainer's statistics and ``loss_mask``: all tokens, or only those of responses a stop token ended.
+
+    Rows that were not sampled in this step get the trainer's log-probs for the sampler's: what drew them is gone.
+    """
+    is_fresh = (rollout.origin == FRESH)[:, None]
+    return rollout.replace(
+        old_log_probs=old_log_probs,
+        old_entropy=old_entropy,
+        sampler_log_probs=jnp.where(is_fresh, rollout.sampler_log_probs, old_log_probs),
+        raw_log_probs=jnp.where(is_fresh, rollout.raw_log_probs, old_log_probs),
+        loss_mask=rollout.response_mask & (rollout.stopped[:, None] | (not mask_truncated)),
+    )
 
 
 def make_prepare(recipe: Recipe, mesh: Any, *, group_size: int, max_response: int) -> Callable[..., Any]:

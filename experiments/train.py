@@ -27,7 +27,7 @@ from entropy_rl.learner import (
     make_score,
     make_update,
     rollout_metrics,
-    with_loss_mask,
+    scored,
 )
 from entropy_rl.metrics import MetricsWriter, ProgressLine, read_metrics
 from entropy_rl.parallel.mesh import replicated
@@ -197,29 +197,27 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
             jax.profiler.start_trace(os.path.join(workdir, "profile"))
         clock, step_key = _Clock(), jax.random.fold_in(run_key, step)
 
-        asked = collector.ask(stream.next_batch(), step=step, epoch=stream.epoch)
+        epoch = stream.epoch  # before the batch is taken
+        asked = collector.ask(stream.next_batch(), step=step, epoch=epoch)
         sampling_params = jax.device_put(state.params, parts.sampling_shardings)
         rollout, tokens = collector.collect(sampling_params, asked, step_key, stages.get("erasing"))
         sample_seconds = clock.lap(rollout)
         rollout = collector.augment(rollout, asked, step=step)
         augment_seconds = clock.lap(rollout)
 
-        old_log_probs, old_entropy = score(state.params, rollout)
+        rollout = scored(rollout, *score(state.params, rollout), mask_truncated=batch.mask_truncated)
         rollout = rollout.replace(
-            old_log_probs=old_log_probs,
-            old_entropy=old_entropy,
             ref_log_probs=score(reference, rollout)[0] if recipe.needs_reference else None,
             attention_mass=attend(state.params, rollout) if attend is not None else None,
         )
-        rollout = with_loss_mask(rollout, mask_truncated=batch.mask_truncated)
         values = measure(rollout, group_size=group_size)
         rollout, stages, stage_values = prepare(rollout, stages, step, step_key)
         values |= stage_values
         score_seconds = clock.lap(rollout)
 
         updates = []
-        for epoch in range(batch.epochs):
-            order = jax.random.permutation(jax.random.fold_in(step_key, epoch), rollout.tokens.shape[0])
+        for number in range(batch.epochs):
+            order = jax.random.permutation(jax.random.fold_in(step_key, number), rollout.tokens.shape[0])
             for minibatch in order.reshape(batch.minibatches, -1):
                 state, update_values = update(state, rollout.for_update(), minibatch)
                 updates.append(update_values)

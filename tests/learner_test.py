@@ -162,6 +162,16 @@ def test_rollout_metrics_by_hand(setting):
     np.testing.assert_allclose(metrics["truncated"], 1 - np.mean(rollout.stopped), rtol=1e-6)
 
 
+def test_rows_of_other_steps_have_no_sampler(setting):
+    rollout = setting[2].fresh()
+    rollout = rollout.replace(origin=rollout.origin.at[2].set(REPLAYED), stopped=rollout.stopped.at[3].set(False))
+    ready = learner.scored(rollout, rollout.old_log_probs, rollout.old_entropy, mask_truncated=True)
+    np.testing.assert_array_equal(ready.sampler_log_probs[2], rollout.old_log_probs[2])
+    np.testing.assert_array_equal(ready.sampler_log_probs[1], rollout.sampler_log_probs[1])
+    assert not np.any(ready.loss_mask[3])
+    np.testing.assert_array_equal(ready.loss_mask[rollout.stopped], rollout.response_mask[rollout.stopped])
+
+
 def test_attention_from_the_answer_to_segments(setting):
     model, params, rollout = setting
     answer_start = jnp.where(jnp.arange(ROWS) % 2 == 0, rollout.length - 2, 0)
