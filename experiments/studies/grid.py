@@ -104,7 +104,7 @@ def run_cells(
     for seed, cell in itertools.product(range(seeds), chosen):
         if not os.path.exists(os.path.join(run_dir(out, cell, seed), "summary.json")):
             jobs.put((seed, cell))
-    total, started, failed = jobs.qsize(), time.monotonic(), []
+    total, started, failed, ended = jobs.qsize(), time.monotonic(), [], itertools.count(1)
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
     def work(number: int) -> None:
@@ -123,7 +123,7 @@ def run_cells(
                 failed.append(log)
             minutes = (time.monotonic() - started) / 60
             what = "failed" if status else "done"
-            print(f"{minutes:6.1f} min  {total - jobs.qsize()} of {total}  {cell.name} seed {seed} {what}", flush=True)
+            print(f"{minutes:6.1f} min  {next(ended)} of {total}  {cell.name} seed {seed} {what}", flush=True)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(workers)]
     for thread in threads:
