@@ -1,7 +1,7 @@
 """GRPO: the baseline everything here is compared with.
 
     python -m experiments.train --config=configs/grpo.py --workdir=runs/grpo
-    python -m experiments.train --config=configs/grpo.py:qwen3_4b --workdir=gs://BUCKET/grpo --multihost
+    python -m experiments.train --config=configs/grpo.py:qwen3_4b --workdir=/mnt/shared/grpo --multihost
 
 Source: Shao et al. 2024, https://arxiv.org/abs/2402.03300. A CPU and two minutes; ``:tiny`` is a test of seconds.
 ``:qwen3_4b`` and ``:qwen3_8b`` are the baseline of https://arxiv.org/abs/2604.26326 (lr 1e-6, 1024 prompts in

@@ -1,5 +1,6 @@
 """Scoring and updating: forward passes over responses, gradients over microbatches, the optimizer step."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from entropy_rl.model.transformer import MAX_READOUT, Readout, Transformer, head
 from entropy_rl.objectives.losses import reduction_weights
 from entropy_rl.objectives.recipe import Recipe, StepContext, TokenLoss, run_stages
 from entropy_rl.parallel.mesh import replicated
-from entropy_rl.types import FRESH, Rollout, TrainState
+from entropy_rl.types import ERASED, FRESH, Rollout, TrainState
 from pallas_kernels import linear_token_stats
 
 _NOT_DECAYED = ("scale", "bias", "embedding")
@@ -205,8 +206,18 @@ def make_update(
     """
     loss = make_loss(model, token_loss, max_response=max_response, temperature=temperature, chunk_size=chunk_size)
 
+    def token_weights(batch):
+        """Erased attempts are beside the others: they change no weight, and their tokens weigh as the mean one does."""
+        reduce = functools.partial(reduction_weights, reduction=reduction, max_response=max_response)
+        if batch.origin is None:
+            return reduce(batch.loss_mask)
+        erased = batch.loss_mask & (batch.origin == ERASED)[:, None]
+        weights = reduce(batch.loss_mask & ~erased)
+        mean = jnp.sum(weights) / jnp.maximum(jnp.sum(batch.loss_mask & ~erased), 1)
+        return jnp.where(erased, mean, weights)
+
     def accumulate(params, batch):
-        weights = reduction_weights(batch.loss_mask, reduction=reduction, max_response=max_response)
+        weights = token_weights(batch)
         gradient = jax.value_and_grad(loss, has_aux=True)
 
         def one(total, piece):
@@ -230,7 +241,9 @@ def make_update(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # In the old dtype: f32 gradients turn bf16 moments into f32 ones, which a checkpoint's template would not have.
-        keep = lambda new, old: jnp.where(finite, new.astype(old.dtype), old)  # noqa: E731
+        # A minibatch with nothing in its loss changes nothing: momentum and decay would go on without it.
+        applied = finite & jnp.any(batch.loss_mask)
+        keep = lambda new, old: jnp.where(applied, new.astype(old.dtype), old)  # noqa: E731
         skipped = 1 - finite.astype(jnp.int32)
         state = TrainState(
             params=jax.tree.map(keep, params, state.params),

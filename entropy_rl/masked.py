@@ -1,5 +1,7 @@
 """Sums, means and deviations over the entries a mask selects; an empty mask gives 0, never NaN."""
 
+from fractions import Fraction
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -51,6 +53,13 @@ def lowest(values: Float[Array, "..."], mask: Bool[Array, "..."], count: Int[Arr
     return mask & (rank < count).reshape(mask.shape)
 
 
-def fraction_of(fraction: float, count: Int[Array, ""] | int) -> Int[Array, ""]:
-    """floor(fraction * count), with the product's f32 rounding taken off: .7 of 10 is 7."""
-    return jnp.floor(fraction * jnp.asarray(count, jnp.float32) * (1 + 5e-7)).astype(jnp.int32)
+def fraction_of(fraction: float, count: Int[Array, "*R"] | int, *, up: bool = False) -> Int[Array, "*R"]:
+    """floor(fraction * count), or with ``up`` the ceiling, exactly: .7 of 10 is 7, and so on for millions.
+
+    ``fraction`` is taken as the nearest rational with a denominator of at most 46340, so that int32 holds every step.
+    """
+    rational = Fraction(fraction).limit_denominator(46340)
+    over, under = rational.numerator, rational.denominator
+    count = jnp.asarray(count, jnp.int32)
+    rest = over * (count % under) + (under - 1 if up else 0)
+    return over * (count // under) + rest // under

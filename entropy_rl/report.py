@@ -219,9 +219,9 @@ def write_transcripts(workdir: str, path: str, *, max_steps: int = 6, max_groups
     parts = []
     for step in records:
         parts.append(f"<h2>Step {step[0]['step']}</h2>")
-        problems = list(dict.fromkeys(r["problem"] for r in step))[:max_groups]
-        for problem in problems:
-            group = [r for r in step if r["problem"] == problem]
+        key = lambda record: (record["problem"], record.get("context", 0))  # noqa: E731
+        for wanted in list(dict.fromkeys(map(key, step)))[:max_groups]:
+            group = [r for r in step if key(r) == wanted]
             prompt, answer = html.escape(group[0]["prompt"].rstrip("\n")), html.escape(group[0]["answer"])
             parts.append(f'<div class="prompt">{prompt} <span class="note">answer: {answer}</span></div>')
             parts.extend(_response_html(record, top) for record in group)

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from entropy_rl.data.batching import shorter_than
 from entropy_rl.data.tasks import Chains, Countdown, Problem, Task
 from entropy_rl.learner import init_state, make_optimizer
+from entropy_rl.methods.r3 import reflection_text
 from entropy_rl.model.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer, train_sentencepiece
 from entropy_rl.model.transformer import RopeScaling, Transformer, TransformerConfig
 from entropy_rl.objectives.methods import METHODS, RunFacts, add_methods
@@ -247,8 +248,22 @@ def make_run_recipe(config: ConfigDict, tokenizer: Tokenizer) -> Recipe:
     options = {name: config[name].to_dict() for name in named}
     if "entrocraft" in options and ":" in str(options["entrocraft"]["band"]):
         options["entrocraft"]["band"] = load_object(options["entrocraft"]["band"])
+    limit = config.sampling.max_response
+    if (buffer := config.recipe.options.get("overlong_buffer", 0)) > limit:
+        raise ValueError(f"config.recipe.options.overlong_buffer={buffer} is above max_response={limit}")
     facts = RunFacts(num_steps=config.steps, max_response=config.sampling.max_response, encode=tokenizer.encode)
-    return add_methods(base, facts, options)
+    recipe = add_methods(base, facts, options)
+    layers = config.model.num_layers
+    if recipe.readout is not None and not -layers <= recipe.readout.layer < layers:
+        raise ValueError(f"config.e3rl.credit_layer={recipe.readout.layer} is not one of the model's {layers} layers")
+    if recipe.replay is not None and recipe.replay.reflections:
+        size = len(tokenizer.encode(reflection_text(recipe.replay.template, "", "")))  # raises for what it cannot write
+        if size + 2 >= config.sampling.max_prompt:
+            raise ValueError(
+                f"config.r3.reflection_template alone has {size} tokens, config.sampling.max_prompt is "
+                f"{config.sampling.max_prompt}"
+            )
+    return recipe
 
 
 def check_rows(config: ConfigDict, recipe: Recipe, mesh: Any) -> None:

@@ -26,11 +26,13 @@ class Asked:
         problems: per place; a derived prompt's is the problem it came from, an empty place's the first one.
         prompts: NumPy arrays, ``active`` false for empty places (None where all are in use).
         plain: how many places are the stream's own.
+        texts: what the policy reads, per place.
     """
 
     problems: list[Problem]
     prompts: PromptBatch
     plain: int
+    texts: list[str]
 
 
 class Collector:
@@ -61,7 +63,7 @@ class Collector:
             prompts = encode_prompts(problems, tokenizer, size)
             if self._recipe.resample_rounds:  # so that sampling some of them again is the same program
                 prompts = prompts.replace(active=np.ones(len(problems), bool))
-            return Asked(list(problems), prompts, len(problems))
+            return Asked(list(problems), prompts, len(problems), [p.prompt for p in problems])
         derived = self.replayer.reflections(
             [p.id for p in problems], [p.prompt for p in problems], lambda tokens: tokenizer.decode(tokens.tolist()),
             epoch=epoch, rng=self._rng(step, 0),
@@ -76,7 +78,8 @@ class Collector:
             context=np.array([0] * len(problems) + [c for _, _, c in derived] + [0] * empty, np.int32),
             active=np.array([True] * (len(owners) - empty) + [False] * empty),
         )
-        return Asked(owners, prompts, len(problems))
+        read = [p.prompt for p in [*problems, *texts, *[problems[0]] * empty]]
+        return Asked(owners, prompts, len(problems), read)
 
     # --- Sampling and verification.
 
@@ -134,7 +137,7 @@ class Collector:
         """With replayed responses and erased attempts in their places, and where the answers are."""
         recipe, samples = self._recipe, self._samples
         places = recipe.rows_per_group(samples) - samples
-        if places:
+        if places or self.replayer is not None:
             rollout = self._regrouped(rollout, asked, places, step)
         if recipe.readout is not None:
             start, end = self._answer_spans(rollout, asked)

@@ -60,10 +60,10 @@ def make_evaluator(
     )
     key = jax.random.fold_in(jax.random.key(parts.config.seed), 2)
     erased = None
-    if erasing is not None:
+    if erasing is not None and options.temperature:  # greedy, it would draw the same again
         erased = make_sampler(
-            parts.model, parts.mesh, samples_per_prompt=options.samples, temperature=parts.config.sampling.temperature,
-            erasing=erasing, **common,
+            parts.model, parts.mesh, samples_per_prompt=options.samples, temperature=options.temperature,
+            top_k=options.top_k, top_p=options.top_p, min_p=options.min_p, erasing=erasing, **common,
         )  # fmt: skip
 
     def evaluate(params: Any, running: RunningUncertainty | None = None) -> dict[str, Estimate]:

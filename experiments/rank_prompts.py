@@ -49,6 +49,9 @@ def rank(parts: Parts, params: Any, workdir: str) -> str:
     problems = parts.problems("train")
     count = min(options.problems, len(problems))
     path = os.path.join(workdir, FILE)
+    if os.path.exists(path) and is_main():
+        _repair(path)
+    gather_rows(np.zeros(1))
     done = len(_lines(path)) if os.path.exists(path) else 0
     sampler = make_sampler(
         parts.model, parts.mesh, samples_per_prompt=options.samples, max_response=config.sampling.max_response,
@@ -97,21 +100,26 @@ def _append(path: str, records: list[dict]) -> None:
         file.write("".join(json.dumps(record) + "\n" for record in records))
 
 
-def _lines(path: str) -> list[dict]:
-    """Whole records of the file; one cut off by a kill is taken away from it."""
+def _repair(path: str) -> None:
+    """Takes away a record that was cut off by a kill."""
     with open(path) as file:
         text = file.read()
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         with open(path, "w") as file:
             file.write(whole)
+
+
+def _lines(path: str) -> list[dict]:
+    """The records of a ranking; ValueError where the file holds something else."""
     try:
-        return [
-            {"id": int(r["id"])} | {name: float(r[name]) for name in ("semantic_entropy", "accuracy")}
-            for r in map(json.loads, whole.splitlines())
-        ]
+        with open(path) as file:
+            return [
+                {"id": int(r["id"])} | {name: float(r[name]) for name in ("semantic_entropy", "accuracy")}
+                for r in (json.loads(line) for line in file if line.strip())
+            ]
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no file of semantic entropies: {error}") from None
+        raise ValueError(f"{path} is no file of semantic entropies: {type(error).__name__}: {error}") from None
 
 
 def _is_ranked(parts: Parts, recipe: Recipe) -> bool:

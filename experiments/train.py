@@ -254,7 +254,7 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
         if config.log.rollouts_every and (step == 0 or done % config.log.rollouts_every == 0):
             save_rollouts(
                 workdir, done, asked.problems, rollout, parts.tokenizer, config,
-                group_size=group_size, ends=recipe.segments_of(rollout),
+                texts=asked.texts, group_size=group_size, ends=recipe.segments_of(rollout),
             )  # fmt: skip
         if streak >= config.optimizer.max_skipped_in_a_row:
             _stop_on_nonfinite(workdir, done, streak, rollout, checkpointer)

@@ -44,15 +44,16 @@ def _segments(segments: Any, row: int, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def save_rollouts(
     workdir: str, step: int, problems: list[Problem], rollout: Rollout, tokenizer: Tokenizer, config, *,
-    group_size: int, ends: Any = None,
+    texts: list[str], group_size: int, ends: Any = None,
 ) -> None:  # fmt: skip
     """Writes the first ``config.log.rollouts_prompts`` groups of a step to WORKDIR/rollouts.
 
-    ``ends`` is the index of each token's segment [B, T], where responses are cut into some.
+    ``texts`` are the prompts as the policy read them; ``ends`` is the index of each token's segment [B, T], where
+    responses are cut into some.
     """
     if not is_main():
         return
-    names = ("tokens", "response_mask", "stopped", "rewards", "correct", "origin", *_PER_TOKEN)
+    names = ("tokens", "response_mask", "stopped", "context", "rewards", "correct", "origin", *_PER_TOKEN)
     arrays = {name: local_rows(getattr(rollout, name)) for name in names}
     segments = jax.tree.map(local_rows, rollout.segments)
     directory = os.path.join(workdir, "rollouts")
@@ -67,8 +68,9 @@ def save_rollouts(
             record = {
                 "step": step,
                 "problem": problem.id,
+                "context": int(arrays["context"][row - row % group_size]),
                 "sample": row % group_size,
-                "prompt": problem.prompt,
+                "prompt": texts[row // group_size],
                 "answer": problem.answer,
                 "reward": float(arrays["rewards"][row]),
                 "correct": bool(arrays["correct"][row]),

@@ -41,6 +41,34 @@ def test_embedded_sizes(name, size):
     assert (config.steps == 3) == (size == "tiny")
 
 
+class Bytes:
+    """Writes any text."""
+
+    def encode(self, text):
+        return list(text.encode())
+
+
+def test_a_template_that_cannot_be_written_is_refused():
+    config = get("r3").unlock()
+    config.r3.reflection_template = "{problem} wrong: {failure}"
+    with pytest.raises(ValueError, match="is not in the alphabet"):
+        make_run_recipe(config, TOKENIZER)
+    config.r3.reflection_template = "{problem}{failure}" + "?" * 70
+    with pytest.raises(ValueError, match="alone has 70 tokens"):
+        make_run_recipe(config, TOKENIZER)
+
+
+def test_a_layer_or_buffer_that_is_not_there_is_refused():
+    config = get("e3rl").unlock()
+    config.e3rl.credit_layer = 3
+    with pytest.raises(ValueError, match="is not one of the model's 3 layers"):
+        make_run_recipe(config, TOKENIZER)
+    config = get("grpo").unlock()
+    config.recipe.options.overlong_buffer = 100
+    with pytest.raises(ValueError, match="overlong_buffer=100 is above max_response=48"):
+        make_run_recipe(config, TOKENIZER)
+
+
 PAPERS = [
     *itertools.product(("grpo", "entrocraft", "e3rl"), ("qwen3_4b", "qwen3_8b")),
     *itertools.product(("sent", "r3"), ("r1_distill_1_5b",)),
@@ -52,7 +80,7 @@ def test_paper_sizes(name, size):
     config = get(name, size)
     if config.e3rl.delimiters:
         pytest.fail("the papers' segments are of fixed length")
-    recipe = make_run_recipe(config, TOKENIZER)
+    recipe = make_run_recipe(config, Bytes())
     check_rows(config, recipe, make_mesh(devices=jax.devices()))
     options = config.model.to_dict() | {"rope_scaling": None}
     model = TransformerConfig(vocab_size=151_936, **options)

@@ -68,6 +68,7 @@ def test_threshold_rises_with_every_erasure():
     theta = threshold(jnp.full(6, 0.5), jnp.full(6, 0.2), jnp.arange(6), 0.9, kappa=1.5, growth=0.3)
     np.testing.assert_allclose(theta, (0.5 + 0.3) * np.exp(0.3 * np.arange(6)) * 0.9, rtol=1e-6)
     assert np.all(np.diff(theta) > 0)
+    assert np.isinf(threshold(0.5, 0.0, 1, kappa=float("inf")))  # no inf * 0
 
 
 def test_modulation():
@@ -151,7 +152,8 @@ def test_advantages_keep_their_token_mean(mass, seed):
         ({"segment_length": 4, "baseline": "none"}, "not one of running, group"),
         ({"segment_length": 4, "growth": -0.1}, "growth=-0.1 must not be negative"),
         ({"segment_length": 4, "weights": (1.0, -1.0, 0.0)}, "weights"),
-        ({"segment_length": 4, "kappa": float("nan")}, "NaN"),
+        ({"segment_length": 4, "kappa": float("nan")}, "kappa=nan must be a number"),
+        ({"segment_length": 4, "running_rate": 1.0}, "running_rate=1.0 must lie in"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

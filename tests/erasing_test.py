@@ -143,7 +143,14 @@ def test_group_statistics_erase_without_an_estimate(setting):
     s = jax.tree.map(np.asarray, rollout.segments)
     assert s.erasures.sum() > 0
     first_of_group = s.threshold.reshape(P, G, -1)[:, :, 0]
-    assert np.all((first_of_group == 0).any(axis=1))  # the first rows to get there have nobody to be compared with
+    assert np.any(first_of_group == 0)  # the first rows to get there have nobody to be compared with
+    in_step = sample(*setting, jax.random.key(1), erasing=live, **OPTIONS | {"slots": P * G})
+    s = jax.tree.map(np.asarray, in_step.segments)
+    assert np.all(s.threshold[:, 0] > 0)  # all rows end a segment at the same draw, and see each other
+    row = int(np.flatnonzero(s.erasures[:, 0] == 0)[0])
+    group = row // G * G
+    others = np.delete(s.first_uncertainty[group : group + G, 0], row - group)  # its own attempt is left out
+    np.testing.assert_allclose(s.threshold[row, 0], others.mean(), rtol=1e-5)  # kappa is 0, phi 1
 
 
 def test_delimiters_cut_segments(setting):

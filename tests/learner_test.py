@@ -12,7 +12,7 @@ from entropy_rl.distributions import log_prob
 from entropy_rl.model import head_weight
 from entropy_rl.objectives import make_recipe
 from entropy_rl.objectives.losses import REDUCTIONS
-from entropy_rl.types import REPLAYED
+from entropy_rl.types import ERASED, REPLAYED
 from tests.helpers import random_rollout, tiny_model
 from tests.transformer_test import numpy_forward
 
@@ -74,7 +74,7 @@ def test_gradient_and_microbatches(setting, reduction):
         counts = rollout.loss_mask.sum(1)
         if reduction == "sequence_mean":
             return jnp.sum(per_token.sum(1) / jnp.maximum(counts, 1)) / jnp.sum(counts > 0)
-        return per_token.sum() / (counts.sum() if reduction == "token_mean" else ROWS * RESPONSE)
+        return per_token.sum() / (counts.sum() if reduction == "token_mean" else jnp.sum(counts > 0) * RESPONSE)
 
     value, want = jax.jit(jax.value_and_grad(plain))(params)
     one, metrics = sgd_gradient(setting, reduction, 1, kl_coef=0.01)
@@ -160,6 +160,40 @@ def test_rollout_metrics_by_hand(setting):
     replayed = rollout.replace(origin=rollout.origin.at[0].set(REPLAYED))
     assert float(learner.rollout_metrics(replayed, 2)["reward"]) == pytest.approx(2 / 7)
     np.testing.assert_allclose(metrics["truncated"], 1 - np.mean(rollout.stopped), rtol=1e-6)
+
+
+def test_erased_rows_change_no_other_weight(setting):
+    """Their tokens weigh as the mean accepted token, and the loss is that of the others plus theirs."""
+    model, params, rollout = setting
+    rollout = rollout.fresh().replace(loss_mask=rollout.response_mask)
+    rollout = rollout.replace(origin=rollout.origin.at[4].set(ERASED))
+    optimizer, recipe = optax.sgd(1.0), make_recipe("grpo")
+
+    def loss(rollout):
+        update = learner.make_update(model, optimizer, recipe.token_loss, reduction="sequence_mean", **SHAPE)
+        state = learner.init_state(jax.tree.map(jnp.copy, params), optimizer)
+        return float(update(state, rollout, jnp.arange(ROWS))[1]["loss"])
+
+    without = rollout.replace(loss_mask=rollout.loss_mask.at[4].set(False))
+    ratio = jnp.exp(learner.make_score(model, **SHAPE)(params, rollout)[0] - rollout.old_log_probs)
+    a = rollout.advantages
+    tokens = -jnp.minimum(ratio * a, jnp.clip(ratio, 0.8, 1.2) * a)[4]
+    weight = 1 / int(without.loss_mask.sum())
+    want = loss(without) + weight * float(jnp.sum(jnp.where(rollout.loss_mask[4], tokens, 0)))
+    assert loss(rollout) == pytest.approx(want, abs=1e-6)
+
+
+def test_an_empty_minibatch_does_not_coast_on_momentum(setting):
+    model, params, rollout = setting
+    optimizer, recipe = learner.make_optimizer(1e-2, weight_decay=0.1), make_recipe("grpo")
+    update = learner.make_update(model, optimizer, recipe.token_loss, reduction="sequence_mean", **SHAPE)
+    state = learner.init_state(jax.tree.map(jnp.copy, params), optimizer)
+    state, _ = update(state, rollout, jnp.arange(ROWS))
+    before = jax.tree.map(np.asarray, state.params)
+    empty = rollout.replace(loss_mask=jnp.zeros_like(rollout.loss_mask))
+    state, metrics = update(state, empty, jnp.arange(ROWS))
+    jax.tree.map(np.testing.assert_array_equal, state.params, before)
+    assert int(metrics["skipped"]) == 0
 
 
 def test_rows_of_other_steps_have_no_sampler(setting):

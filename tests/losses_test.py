@@ -24,7 +24,7 @@ def oracle(log_probs, rollout, *, reduction, clip_low, clip_high, dual_clip=None
             weight = {
                 "sequence_mean": 1 / (lengths[i] * np.sum(lengths > 0)),
                 "token_mean": 1 / lengths.sum(),
-                "fixed_length": 1 / (mask.shape[0] * RESPONSE),
+                "fixed_length": 1 / (np.sum(lengths > 0) * RESPONSE),
             }[reduction]
             ratio, a = np.exp(log_probs[i, t] - old[i, t]), adv[i, t]
             limited = min(max(ratio, 1 - clip_low), 1 + clip_high)
@@ -107,7 +107,7 @@ def test_weights_by_hand():
     third = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0]]) / 3
     np.testing.assert_allclose(losses.reduction_weights(mask, reduction="token_mean"), third, rtol=1e-6)
     fixed = losses.reduction_weights(mask, reduction="fixed_length", max_response=10)
-    np.testing.assert_allclose(fixed, np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0]]) / 30, rtol=1e-6)
+    np.testing.assert_allclose(fixed, np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0]]) / 20, rtol=1e-6)
     empty = losses.reduction_weights(jnp.zeros((2, 3), bool), reduction="sequence_mean")
     assert float(jnp.sum(empty)) == 0.0
 

@@ -1,12 +1,15 @@
 """Every baseline against a NumPy float64 oracle of its whole loss, and the methods on top of them."""
 
 import itertools
+import math
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from entropy_rl.masked import fraction_of
 from entropy_rl.methods.e3rl import RunningUncertainty
 from entropy_rl.objectives import METHODS, RECIPES, RunFacts, StepContext, add_methods, make_recipe, run_stages
 from entropy_rl.objectives.advantages import leave_one_out_advantages, outcome_sign_advantages, overlong_penalty
@@ -213,6 +216,31 @@ def test_rows_that_are_not_there_count_for_nothing():
     np.testing.assert_allclose(got[:3], (first - first.mean()) / (first.std(ddof=1) + 1e-6), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("kl_cov", {"clip_low": 0.1}),
+        ("grpo", {"max_ratio": 3.0}),
+        ("grpo", {"success": 1.0}),
+        ("rloo", {"advantage_scale": 2.0}),
+        ("w_reinforce", {"overlong_buffer": 2}),
+        ("grpo", {"importance_ceiling": 3.0}),
+    ],
+)
+def test_options_without_effect_are_refused(name, options):
+    with pytest.raises(ValueError, match="has no effect with"):
+        make_recipe(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "count"), [(0.8, 1_000_001), (0.8, 20_000_003), (2e-4, 4_194_303), (0.7, 10), (1 / 3, 9)]
+)
+def test_fractions_of_counts_are_exact(fraction, count):
+    exact = Fraction(fraction).limit_denominator(46340) * count
+    assert int(fraction_of(fraction, count)) == math.floor(exact)
+    assert int(fraction_of(fraction, count, up=True)) == math.ceil(exact)
+
+
 # ----- Methods.
 
 ZERO = {
@@ -289,6 +317,39 @@ def test_any_subset_goes_through(names):
         assert np.any(states["erasing"].weight > 0)
 
 
+def test_a_failure_never_outranks_a_success():
+    """A replayed success in an all-failed group, whatever the failures' rewards were before."""
+    rollout, _ = batch(6, rewards=[0.8, 0.8, 0.8, 1, 1, 0, 1, 0, 1, 1, 1, 1])
+    rollout = rollout.replace(origin=rollout.origin.at[3].set(REPLAYED), stopped=rollout.stopped.at[3].set(True))
+    recipe = add_methods(make_recipe("dapo", overlong_buffer=3), FACTS, {"r3": {"length_bonus": 0.0}})
+    ready, _, _ = prepared(recipe, rollout)
+    assert float(jnp.max(ready.rewards[:3])) <= 0.5 < float(ready.rewards[3]) == 1.0
+    with pytest.raises(ValueError, match="do not read"):
+        add_methods(make_recipe("w_reinforce"), FACTS, {"r3": {}})
+
+
+def test_erased_attempts_are_beside_the_batch():
+    """They get a fixed negative advantage and change nothing of the others; rejection reaches them."""
+    rollout, log_probs = batch(12)
+    recipe = add_methods(make_recipe("kl_cov", fraction=0.2), FACTS, {"e3rl": ON["e3rl"] | {"credit": "uniform"}})
+    plain = make_recipe("kl_cov", fraction=0.2)
+    with_erased = with_method_fields(recipe, rollout)
+    with_erased = with_erased.replace(origin=with_erased.origin.at[6].set(FRESH))
+    gone = with_erased.replace(
+        segments=None, origin=with_erased.origin.at[5].set(ABSENT), loss_mask=rollout.loss_mask.at[5].set(False)
+    )
+    ready, want = prepared(recipe, with_erased)[0], prepared(plain, gone)[0]
+    others = np.arange(ROWS) != 5
+    for name in ("advantages", "loss_mask"):
+        np.testing.assert_array_equal(getattr(ready, name)[others], getattr(want, name)[others])
+    np.testing.assert_array_equal(ready.weights["kl_old"][others], want.weights["kl_old"][others])
+    erased = np.asarray(ready.loss_mask)[5]
+    np.testing.assert_allclose(np.asarray(ready.advantages)[5][erased], -0.5)
+    assert float(ready.outcome_advantages[5]) == -0.5
+    gradient = np.asarray(loss_and_gradient(recipe, ready, log_probs)[1][0])
+    assert np.all(gradient[5][erased] > 0)  # pushed down
+
+
 def entrocraft(rollout, entropy_of_band, **options):
     low = high = entropy_of_band
     recipe = add_methods(
@@ -359,7 +420,7 @@ def test_controllers_push_towards_the_band():
 
 def test_feedforward_makes_a_batch_neutral():
     rollout, _ = batch(10)
-    _, ready, _, metrics = entrocraft(rollout, 99.0, select="controlled", max_gain=0.0)
+    _, ready, _, metrics = entrocraft(rollout, 99.0, select="controlled", max_gain=99.0, proportional=0.0, integral=0.0)
     g = np.where(rollout.response_mask, rollout.old_log_probs + rollout.old_entropy, 0).astype(np.float64)
     weights = np.asarray(reduction_weights(rollout.loss_mask, reduction="sequence_mean"), np.float64)
     plain = np.asarray(prepared(make_recipe("grpo"), rollout)[0].advantages, np.float64)
@@ -372,7 +433,10 @@ def test_feedforward_makes_a_batch_neutral():
 def test_sent_released_variant_has_its_own_terms():
     rollout, log_probs = batch(11)
     base = make_recipe("grpo", policy_loss="unclipped")
-    recipe = add_methods(base, FACTS, {"sent": {"variant": "released", "high_covariance_fraction": 0.2}})
+    options = {"sent": {"variant": "released", "high_covariance_fraction": 0.2}}
+    with pytest.raises(ValueError, match="has no clip"):
+        add_methods(make_recipe("grpo"), FACTS, options)
+    recipe = add_methods(base, FACTS, options)
     ready, _, _ = prepared(recipe, rollout)
     loss = float(loss_and_gradient(recipe, ready, log_probs)[0])
     as64 = lambda x: np.asarray(x, np.float64)
@@ -401,6 +465,7 @@ def test_sent_released_variant_has_its_own_terms():
         ("sent", {"low_entropy_fraction": 1.5}, r"must lie in \[0, 1\]"),
         ("r3", {"reflection_template": "{problem}"}, "no place for"),
         ("r3", {"depth": 1}, "no option 'depth'; it has replays"),
+        ("r3", {"max_reward": 1.0}, r"max_reward in \[0, 1\)"),
         ("r4", {}, "method 'r4' is not one of"),
     ],
 )

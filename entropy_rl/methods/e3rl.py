@@ -70,8 +70,11 @@ class Erasing:
                 raise ValueError(f"erasing {name}={getattr(self, name)} must not be negative")
         if len(self.weights) != 3 or min(self.weights) < 0:
             raise ValueError(f"erasing weights={self.weights} must be three numbers, none negative")
-        if math.isnan(self.kappa):
-            raise ValueError("erasing kappa is NaN")
+        if math.isnan(self.kappa) or self.kappa == -math.inf:
+            raise ValueError(f"erasing kappa={self.kappa} must be a number, or inf for no erasing")
+        for name in ("running_rate", "history_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"erasing {name}={getattr(self, name)} must lie in [0, 1)")
 
     @property
     def is_off(self) -> bool:
@@ -213,6 +216,8 @@ def threshold(
 ) -> Float[Array, "*R"]:
     """Theta(e) = (mu + kappa sigma) exp(growth e) phi: strictly rising in the erasures e, so retries come to an end."""
     penalty = jnp.exp(growth * jnp.asarray(erasures, jnp.float32))
+    if math.isinf(kappa):  # inf * 0 would be NaN
+        return jnp.full_like(jnp.asarray(mean) * penalty * modulation, kappa)
     return (jnp.asarray(mean) + kappa * jnp.asarray(std)) * penalty * modulation
 
 
@@ -292,7 +297,12 @@ def segment_credit(
     """a_n = s_n / sum s over the segments a row has, or softmax(a_n / temperature) over them; sums to 1.
 
     A row whose masses are all 0 gets equal credit.
+
+    Raises:
+        ValueError: for a temperature that is not positive.
     """
+    if temperature is not None and temperature <= 0:
+        raise ValueError(f"the temperature of segment credit must be positive, got {temperature}")
     present = segment_lengths > 0
     mass = jnp.where(present, jnp.maximum(attention_mass, 0.0), 0.0)
     total = jnp.sum(mass, axis=1, keepdims=True)

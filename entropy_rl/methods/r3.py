@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from entropy_rl.masked import masked_mean
+from entropy_rl.masked import fraction_of, masked_mean
 
 PLAIN = 0  # the context of a prompt as it stands
 
@@ -19,7 +19,7 @@ PLAIN = 0  # the context of a prompt as it stands
 def entropy_peak(entropy: Float[Array, "G T"], mask: Bool[Array, "G T"], *, top_fraction: float) -> Float[Array, "G"]:
     """E_peak: mean entropy over each response's top max(1, floor(p L)) tokens; 0 for an empty response."""
     length = jnp.sum(mask, axis=1)
-    count = jnp.maximum(jnp.floor(top_fraction * length * (1 + 5e-7)).astype(jnp.int32), 1)
+    count = jnp.maximum(fraction_of(top_fraction, length), 1)
     ordered = -jnp.sort(-jnp.where(mask, entropy, -jnp.inf), axis=1)
     taken = (jnp.arange(entropy.shape[1])[None] < jnp.minimum(count, length)[:, None]) & jnp.isfinite(ordered)
     return masked_mean(ordered, taken, axis=1)
@@ -67,7 +67,7 @@ class Stored:
     Attributes:
         prompt_id: of the problem it answers.
         tokens: int32 [n], the response alone.
-        reward: the verifier's verdict.
+        reward: as it came from verification, before any recipe changed it.
         is_correct: whether it counts as a success.
         context: ``PLAIN``, or the derived prompt that produced it.
         is_stopped: whether a stop token ended it.
@@ -87,12 +87,15 @@ class ReplayBuffer:
     Args:
         max_tokens: tokens stored over all prompts.
         per_prompt: successes, and failures, stored of one prompt.
+        max_prompts: prompts whose mean reward is remembered, those seen last.
     """
 
-    def __init__(self, *, max_tokens: int, per_prompt: int = 8):
-        if min(max_tokens, per_prompt) < 1:
-            raise ValueError(f"max_tokens={max_tokens} and per_prompt={per_prompt} must be at least 1")
-        self._max_tokens, self._per_prompt = max_tokens, per_prompt
+    def __init__(self, *, max_tokens: int, per_prompt: int = 8, max_prompts: int = 1 << 17):
+        if min(max_tokens, per_prompt, max_prompts) < 1:
+            raise ValueError(
+                f"max_tokens={max_tokens}, per_prompt={per_prompt} and max_prompts={max_prompts} must be at least 1"
+            )
+        self._max_tokens, self._per_prompt, self._max_prompts = max_tokens, per_prompt, max_prompts
         self._items: OrderedDict[int, Stored] = OrderedDict()  # by order of arrival
         self._by_prompt: dict[tuple[int, bool], deque[int]] = {}
         self._history: dict[int, tuple[float, int]] = {}  # sum of rewards and count, of every response ever added
@@ -104,8 +107,10 @@ class ReplayBuffer:
 
     def add(self, stored: Stored) -> None:
         """Stores a response and counts its reward in the prompt's history; one longer than the bound only counts."""
-        total, count = self._history.get(stored.prompt_id, (0.0, 0))
+        total, count = self._history.pop(stored.prompt_id, (0.0, 0))
         self._history[stored.prompt_id] = (total + float(stored.reward), count + 1)
+        if len(self._history) > self._max_prompts:
+            del self._history[next(iter(self._history))]
         if len(stored.tokens) > self._max_tokens:
             return
         self._insert(stored)
@@ -135,7 +140,7 @@ class ReplayBuffer:
         return [self._items[key] for key in self._by_prompt.get((prompt_id, is_correct), ())]
 
     def mean_reward(self, prompt_id: int) -> float | None:
-        """Mean over every response ever added for the prompt; None where there was none."""
+        """Mean over every response added for the prompt; None where there was none, or it was too long ago."""
         total, count = self._history.get(prompt_id, (0.0, 0))
         return total / count if count else None
 
@@ -159,7 +164,8 @@ class ReplayBuffer:
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Replaces the contents by those of ``state``."""
-        self.__init__(max_tokens=self._max_tokens, per_prompt=self._per_prompt)  # type: ignore[misc]
+        bounds = dict(max_tokens=self._max_tokens, per_prompt=self._per_prompt, max_prompts=self._max_prompts)
+        self.__init__(**bounds)  # type: ignore[misc]
         ends = np.cumsum(state["size"])
         columns = zip(*(state[k].tolist() for k in ("prompt_id", "reward", "is_correct", "context", "is_stopped")),
                       strict=True)  # fmt: skip

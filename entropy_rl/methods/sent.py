@@ -22,7 +22,8 @@ def semantic_entropy(cluster_ids: Int[Array, "M"], log_weights: Float[Array, "M"
     Returns:
         Nats in [0, ln M].
     """
-    log_weights = jnp.zeros(cluster_ids.shape, jnp.float32) if log_weights is None else log_weights
+    cluster_ids = jnp.asarray(cluster_ids)
+    log_weights = jnp.zeros(cluster_ids.shape, jnp.float32) if log_weights is None else jnp.asarray(log_weights)
     weights = jax.nn.softmax(log_weights)
     same = cluster_ids[:, None] == cluster_ids[None, :]
     cluster = jnp.sum(jnp.where(same, weights[None, :], 0.0), axis=1)

@@ -106,7 +106,8 @@ def reduction_weights(
     """Weights w with loss = sum w * token loss; 0 outside ``mask``.
 
     "sequence_mean": mean over sequences of the mean over their tokens (GRPO); sequences without a token do not count.
-    "token_mean": mean over all tokens (DAPO). "fixed_length": sum / (B * max_response) (Dr. GRPO).
+    "token_mean": mean over all tokens (DAPO). "fixed_length": sum / (B * max_response) (Dr. GRPO), B sequences with a
+    token.
 
     Raises:
         ValueError: for an unknown reduction, or "fixed_length" without ``max_response``.
@@ -117,7 +118,7 @@ def reduction_weights(
     elif reduction == "token_mean":
         weights = 1.0 / jnp.maximum(jnp.sum(counts), 1)
     elif reduction == "fixed_length" and max_response is not None:
-        weights = jnp.float32(1.0 / (mask.shape[0] * max_response))
+        weights = 1.0 / (jnp.maximum(jnp.sum(counts > 0), 1) * max_response)
     elif reduction == "fixed_length":
         raise ValueError("reduction 'fixed_length' divides by max_response, which was not given")
     else:

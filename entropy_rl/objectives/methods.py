@@ -24,6 +24,7 @@ from entropy_rl.objectives.recipe import (
     add_weight,
     fresh_mask,
     policy_entropy,
+    policy_mask,
     stateless,
 )
 from entropy_rl.objectives.recipes import check_choice
@@ -84,7 +85,8 @@ def entrocraft(
         variant: "paper", or "reward_sign" (the released code: raw signs of the outcome, rejected rows count).
         margin: nats by which the band is narrowed on either side when deciding.
         full_at: nats outside the band at which all rejectable responses are rejected, fewer nearer to it; 0: always.
-        proportional, integral, max_gain: of the controller, per nat, per nat and step, and the largest bias.
+        proportional, integral, max_gain: of the controller, per nat, per nat and step, and the largest bias, whatever
+            it comes from.
         feedforward: under "controlled", how much of the batch's own predicted change of entropy is taken out before the
             controller acts: 1 leaves advantages that are neutral to first order, 0 nothing.
 
@@ -135,7 +137,7 @@ def entrocraft(
                     rollout.advantages, rollout.old_log_probs, rollout.old_entropy, rollout.loss_mask, weights
                 )
                 metrics |= {"band_neutral_gain": neutral}
-                gain = gain + feedforward * neutral
+                gain = jnp.clip(gain + feedforward * neutral, -max_gain, max_gain)
             biased = entrocraft_lib.entropy_biased_advantages(
                 rollout.advantages, rollout.old_log_probs, rollout.old_entropy, rollout.loss_mask, gain
             )
@@ -200,7 +202,8 @@ def e3rl(
         credit_layer: whose attention, negative ones from the end.
         credit_temperature: of a softmax over normalised masses; 0: the masses themselves.
         erased_loss: "none", or "negative": erased attempts enter the same loss as defects.
-        erased_weight: their total weight, as a fraction of that of the accepted tokens' advantages.
+        erased_weight: lambda, their advantage is -lambda; each of their tokens weighs as the mean accepted token does,
+            and they change neither the accepted rows' weights nor any statistic.
         erased_rows: erased attempts of each response that are carried along under "negative".
 
     Source: https://arxiv.org/abs/2606.17735. Accepted segments follow pi given U <= Theta, not pi; the ratio is
@@ -291,16 +294,18 @@ def _credit_stage(erasing: e3rl_lib.Erasing, num_segments: int, temperature: flo
 
 
 def _erased_loss_stage(weight: float) -> Stage:
-    """A common negative advantage on erased attempts: together ``weight`` times the accepted tokens' |A|."""
+    """The advantage -``weight`` on erased attempts; the learner gives each of their tokens the mean token's weight."""
 
     def apply(rollout: Rollout, context: StepContext):
         del context
-        erased = rollout.loss_mask & (rollout.origin == ERASED)[:, None]
-        others = rollout.loss_mask & ~erased
-        total = jnp.sum(jnp.where(others, jnp.abs(rollout.advantages), 0.0))
-        size = jnp.minimum(weight * total / jnp.maximum(jnp.sum(erased), 1), weight)  # no token above the mean's share
-        metrics = {"erased_advantage": -size}
-        return rollout.replace(advantages=jnp.where(erased, -size, rollout.advantages)), metrics
+        is_erased = rollout.origin == ERASED
+        tokens = rollout.loss_mask & is_erased[:, None]
+        metrics = {"erased_rows": jnp.sum(jnp.any(tokens, axis=1)).astype(jnp.float32)}
+        rollout = rollout.replace(
+            outcome_advantages=jnp.where(is_erased, -weight, rollout.outcome_advantages),
+            advantages=jnp.where(tokens, -weight, rollout.advantages),
+        )
+        return rollout, metrics
 
     return Stage("erased_loss", "credit", stateless(apply))
 
@@ -342,7 +347,7 @@ def sent(
     recipe = dataclasses.replace(base, curriculum_stages=stages)
 
     def arrays(rollout: Rollout):
-        return rollout.old_entropy, rollout.old_log_probs, rollout.advantages, rollout.loss_mask
+        return rollout.old_entropy, rollout.old_log_probs, rollout.advantages, policy_mask(rollout)
 
     def paper(rollout: Rollout, context: StepContext):
         del context
@@ -367,6 +372,8 @@ def sent(
         rollout = add_weight(rollout, "kl_ref", global_kl) if global_kl else rollout
         return rollout, {"kl_weight": masked_mean(weights, rollout.loss_mask)}
 
+    if variant == "released" and base.is_clipped:
+        raise ValueError("sent variant 'released' has no clip: set config.recipe.options.policy_loss to 'unclipped'")
     if variant == "released":
         return recipe.with_stage(
             Stage("sent", "weigh", stateless(released)),
@@ -395,12 +402,13 @@ def r3(
 
     Args:
         replays: stored responses added to a group without signal; 0: no replay.
-        reflections: prompts a step may add, from the second pass over the data on, to reflect on a stored failure.
+        reflections: prompts a step may add, per process, from the second pass over the data on, to reflect on a
+            stored failure.
         reflection_threshold: prompts of lower mean historical reward are reflected on.
         reflection_template: text with ``{problem}`` and ``{failure}``.
         max_tokens, per_prompt: bounds of the buffer, per process: tokens over all prompts; successes, and failures, of
             one prompt.
-        max_reward: of the ranking among the failures of an all-failed group; 0: no ranking.
+        max_reward: of the ranking among the failures of an all-failed group, which then is their reward; 0: no ranking.
         top_fraction: tokens of a response whose entropy makes its peak.
         length_bonus: weight of max(0, 1 - l / L_max) added to the reward of correct responses.
 
@@ -408,9 +416,13 @@ def r3(
     ``advantage_epsilon``. Source: https://arxiv.org/abs/2601.19620.
     """
     del facts
-    if min(replays, reflections, max_reward, length_bonus) < 0 or not 0 < top_fraction <= 1:
+    if min(replays, reflections, length_bonus) < 0 or not 0 < top_fraction <= 1 or not 0 <= max_reward < 1:
         raise ValueError(
-            "r3 replays, reflections, max_reward and length_bonus must not be negative, top_fraction in (0, 1]"
+            "r3 replays, reflections, length_bonus must not be negative, top_fraction in (0, 1], max_reward in [0, 1)"
+        )
+    if (max_reward or length_bonus) and not base.reads_rewards:
+        raise ValueError(
+            "r3 max_reward and length_bonus change rewards, which this recipe's advantages do not read; set both to 0"
         )
     r3_lib.reflection_text(reflection_template, "", "")
     recipe = base
@@ -437,8 +449,9 @@ def _ranking_stage(*, max_reward: float, top_fraction: float, bonus: float) -> S
             by_group = lambda x: x.reshape(*is_fresh.shape, -1)  # noqa: E731
             rank = lambda h, m: r3_lib.ranking_rewards(h, m, top_fraction=top_fraction, max_reward=max_reward)  # noqa: E731
             added = jax.vmap(rank)(by_group(rollout.old_entropy), by_group(ranked)).reshape(-1)
-            rewards = rewards + added
-            metrics |= {"ranking_reward": masked_mean(added, ranked.any(axis=1))}
+            is_ranked = ranked.any(axis=1)
+            rewards = jnp.where(is_ranked, added, rewards)
+            metrics |= {"ranking_reward": masked_mean(added, is_ranked)}
         if bonus:
             length = jnp.sum(rollout.response_mask, axis=1).astype(jnp.float32)
             rewards = rewards + bonus * r3_lib.length_bonus(length, rollout.correct, max_length=context.max_response)

@@ -10,7 +10,7 @@ from flax import struct
 
 from entropy_rl.masked import masked_mean
 from entropy_rl.methods.e3rl import Erasing, segment_ids
-from entropy_rl.types import FRESH, Rollout
+from entropy_rl.types import ERASED, FRESH, Rollout
 
 TokenLoss = Callable[[Any, Any, Rollout], tuple[Any, dict[str, Any]]]
 
@@ -61,7 +61,7 @@ class Replay:
 
     Attributes:
         replays: k, stored responses added to a group without signal; rows kept for them in every group.
-        reflections: prompts of a step that may be added to reflect on a stored failure.
+        reflections: prompts of a step that may be added to reflect on a stored failure, per process.
         threshold: a prompt is reflected on where its mean historical reward is below this.
         template: text with ``{problem}`` and ``{failure}``.
         max_tokens, per_prompt: bounds of the buffer, per process.
@@ -106,6 +106,8 @@ class Recipe:
         readout: the attention from the answer to each segment that a stage reads, or None.
         erased_rows: erased attempts of each response that are carried along as rows of their own.
         replay: what the host adds to a step, or None.
+        is_clipped: whether the policy loss clips the ratio.
+        reads_rewards: whether the advantages are made of ``rewards``, or of verdicts alone.
         curriculum_stages: stages of prompts by ascending semantic entropy; 1: no curriculum.
     """
 
@@ -118,6 +120,8 @@ class Recipe:
     readout: Readout | None = None
     erased_rows: int = 0
     replay: Replay | None = None
+    is_clipped: bool = False
+    reads_rewards: bool = True
     curriculum_stages: int = 1
 
     def __post_init__(self):
@@ -176,6 +180,11 @@ def stateless(function: Callable[[Rollout, StepContext], tuple[Rollout, dict[str
 def fresh_mask(rollout: Rollout) -> Any:
     """bool [B, T], the response tokens sampled in this step: neither replayed nor erased ones."""
     return rollout.response_mask & (rollout.origin == FRESH)[:, None]
+
+
+def policy_mask(rollout: Rollout) -> Any:
+    """bool [B, T], the tokens of the loss that statistics of a batch are made of: all but erased attempts'."""
+    return rollout.loss_mask & (rollout.origin != ERASED)[:, None]
 
 
 def policy_entropy(rollout: Rollout) -> Any:

@@ -5,7 +5,8 @@ in ``RECIPES``. The token loss all of them share is
 
     l = w_policy * policy loss + kl_coef * k3 + w_kl_ref * k3 + w_kl_old * |log pi - log pi_old| - (c + w_entropy) * H
 
-with the weights that stages put into ``rollout.weights``; a term without a weight or coefficient is not computed.
+with the weights that stages put into ``rollout.weights``; a term without a weight or coefficient is not computed, and
+erased attempts have the policy loss alone.
 """
 
 import inspect
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from entropy_rl.distributions import kl_estimate
-from entropy_rl.masked import fraction_of, lowest
+from entropy_rl.masked import fraction_of, lowest, masked_mean
 from entropy_rl.methods.entropy_dynamics import RunningCorrelation, minibatch_entropy_change
 from entropy_rl.methods.sent import token_covariance
 from entropy_rl.objectives import advantages as advantage_lib
@@ -29,11 +30,13 @@ from entropy_rl.objectives.recipe import (
     add_weight,
     multiply_weight,
     policy_entropy,
+    policy_mask,
     stateless,
 )
-from entropy_rl.types import FRESH, REPLAYED, Rollout
+from entropy_rl.types import ERASED, FRESH, REPLAYED, Rollout
 
 POLICY_LOSSES = ("clip", "sequence_clip", "cispo", "reinforce", "unclipped")
+CLIPPED = ("clip", "sequence_clip")
 ADVANTAGES = ("std", "none", "leave_one_out", "outcome_sign")
 
 
@@ -79,13 +82,14 @@ def make_token_loss(
                 ceiling=importance_ceiling,
             )
             loss, metrics["importance_weight"] = loss * weights, weights
+        own = 1.0 if rollout.origin is None else jnp.where(rollout.origin == ERASED, 0.0, 1.0)[:, None]
         if kl_coef or "kl_ref" in rollout.weights:
             kl = kl_estimate(log_probs, rollout.ref_log_probs)
-            loss, metrics["kl_ref"] = loss + (kl_coef + rollout.weights.get("kl_ref", 0.0)) * kl, kl
+            loss, metrics["kl_ref"] = loss + own * (kl_coef + rollout.weights.get("kl_ref", 0.0)) * kl, kl
         if "kl_old" in rollout.weights:
-            loss = loss + rollout.weights["kl_old"] * jnp.abs(log_probs - rollout.old_log_probs)
+            loss = loss + own * rollout.weights["kl_old"] * jnp.abs(log_probs - rollout.old_log_probs)
         if entropy_coef or "entropy" in rollout.weights:
-            loss = loss - (entropy_coef + rollout.weights.get("entropy", 0.0)) * entropy
+            loss = loss - own * (entropy_coef + rollout.weights.get("entropy", 0.0)) * entropy
         return loss, metrics
 
     return token_loss
@@ -200,6 +204,7 @@ def grpo(
         if value < 0:
             raise ValueError(f"{name}={value} must not be negative")
     positive = dict(importance_ceiling=importance_ceiling, max_ratio=max_ratio, advantage_scale=advantage_scale)
+    positive |= dict(advantage_epsilon=advantage_epsilon)
     for name, value in positive.items():
         if value <= 0:
             raise ValueError(f"{name}={value} must be positive")
@@ -207,6 +212,25 @@ def grpo(
         raise ValueError(f"clip_low={clip_low} must lie in [0, 1]")
     if dual_clip is not None and (dual_clip <= 1 or policy_loss != "clip"):
         raise ValueError(f"dual_clip={dual_clip} must be None or above 1, and belongs to policy_loss 'clip'")
+
+    read = {
+        "clip_low": policy_loss in CLIPPED,
+        "clip_high": policy_loss in CLIPPED,
+        "max_ratio": policy_loss == "cispo",
+        "advantage_scale": normalize == "std",
+        "advantage_epsilon": normalize == "std",
+        "success": normalize == "outcome_sign",
+        "failure": normalize == "outcome_sign",
+        "overlong_buffer": normalize != "outcome_sign",
+        "importance_ceiling": importance != "none",
+    }
+    given, defaults = locals(), inspect.signature(grpo).parameters
+    for name, is_read in read.items():
+        if not is_read and given[name] != defaults[name].default:
+            raise ValueError(
+                f"{name}={given[name]} has no effect with policy_loss={policy_loss!r}, normalize={normalize!r} and "
+                f"importance={importance!r}; leave it at {defaults[name].default}"
+            )
 
     advantages = _advantages(
         normalize, scale=advantage_scale, epsilon=advantage_epsilon, success=success, failure=failure
@@ -228,14 +252,18 @@ def grpo(
         reduction=reduction,
         needs_reference=kl_coef > 0,
         resample_rounds=resample_rounds,
+        is_clipped=policy_loss in CLIPPED,
+        reads_rewards=normalize != "outcome_sign",
     )
 
 
 def _overlong_stage(buffer: int) -> Stage:
     def apply(rollout: Rollout, context: StepContext):
         length = jnp.sum(rollout.response_mask, axis=1).astype(jnp.float32)
+        is_fresh = rollout.origin == FRESH
         penalty = advantage_lib.overlong_penalty(length, max_length=context.max_response, buffer=buffer)
-        return rollout.replace(rewards=rollout.rewards + penalty), {"overlong_penalty": jnp.mean(penalty)}
+        penalty = jnp.where(is_fresh, penalty, 0.0)
+        return rollout.replace(rewards=rollout.rewards + penalty), {"overlong_penalty": masked_mean(penalty, is_fresh)}
 
     return Stage("overlong_penalty", "reward", stateless(apply))
 
@@ -253,7 +281,7 @@ def clip_cov(base: Recipe, *, fraction: float = 2e-4, lower: float = 1.0, upper:
         raise ValueError(f"clip_cov needs fraction={fraction} in [0, 1] and lower={lower} below upper={upper}")
 
     def apply(rollout: Rollout, context: StepContext):
-        mask = rollout.loss_mask
+        mask = policy_mask(rollout)
         covariance = token_covariance(rollout.old_log_probs, rollout.advantages, mask)
         candidates = mask & (covariance > lower) & (covariance < upper)
         count = jnp.maximum(fraction_of(fraction, jnp.sum(mask)), 1)
@@ -275,7 +303,7 @@ def kl_cov(base: Recipe, *, fraction: float = 2e-3, beta: float = 1.0) -> Recipe
 
     def apply(rollout: Rollout, context: StepContext):
         del context
-        mask = rollout.loss_mask
+        mask = policy_mask(rollout)
         covariance = token_covariance(rollout.old_log_probs, rollout.advantages, mask)
         chosen = lowest(-covariance, mask, fraction_of(fraction, jnp.sum(mask)))
         return add_weight(rollout, "kl_old", jnp.where(chosen, beta, 0.0)), {}
@@ -294,9 +322,9 @@ def top_entropy(base: Recipe, *, fraction: float = 0.2) -> Recipe:
 
     def apply(rollout: Rollout, context: StepContext):
         del context
-        mask = rollout.loss_mask
-        count = jnp.ceil(fraction * jnp.sum(mask).astype(jnp.float32) * (1 - 5e-7)).astype(jnp.int32)
-        return multiply_weight(rollout, "policy", lowest(-rollout.old_entropy, mask, count).astype(jnp.float32)), {}
+        mask = policy_mask(rollout)
+        chosen = lowest(-rollout.old_entropy, mask, fraction_of(fraction, jnp.sum(mask), up=True))
+        return multiply_weight(rollout, "policy", jnp.where(mask & ~chosen, 0.0, 1.0)), {}
 
     return base.with_stage(Stage("top_entropy", "weigh", stateless(apply)))
 

@@ -105,14 +105,27 @@ def record_draw(state: EraseState, row, draws, fed, token, log_prob, entropy) ->
     return state.replace(segments=segments)
 
 
-def _baseline(erasing: Erasing, running: RunningUncertainty, attempts: Attempts | None, prompt, segment):
-    """(mean, std, known) [W] of first attempts at each slot's segment."""
+def _with_first_attempts(attempts: Attempts, prompt, segment, uncertainty, is_first) -> Attempts:
+    """``attempts`` with the first attempts that ended at this draw."""
+    at = jnp.where(is_first, prompt, attempts.count.shape[0])
+    add = lambda out, x: out.at[at, segment].add(x, mode="drop")  # noqa: E731
+    return Attempts(add(attempts.count, 1.0), add(attempts.total, uncertainty), add(attempts.square, uncertainty**2))
+
+
+def _baseline(erasing: Erasing, running: RunningUncertainty, attempts, prompt, segment, uncertainty, is_first):
+    """(mean, std, known) [W] of first attempts at each slot's segment.
+
+    In a group these are the first attempts so far, those that ended at the same draw included, less the slot's own one
+    where that is what is being judged.
+    """
     mean, std, known = (jnp.take(x, segment) for x in running.baseline())
     if attempts is None:
         return mean, std, known
-    count = attempts.count[prompt, segment]
-    own_mean = attempts.total[prompt, segment] / jnp.maximum(count, 1)
-    variance = jnp.maximum(attempts.square[prompt, segment] / jnp.maximum(count, 1) - own_mean**2, 0.0)
+    own = is_first.astype(jnp.float32)
+    count = attempts.count[prompt, segment] - own
+    own_mean = (attempts.total[prompt, segment] - own * uncertainty) / jnp.maximum(count, 1)
+    square = (attempts.square[prompt, segment] - own * uncertainty**2) / jnp.maximum(count, 1)
+    variance = jnp.maximum(square - own_mean**2, 0.0)
     enough = count >= erasing.min_attempts
     return jnp.where(enough, own_mean, mean), jnp.where(enough, jnp.sqrt(variance), std), known | enough
 
@@ -158,14 +171,18 @@ def observe(
     level = level_sum / size
     is_later = w.segment > 0
     uncertainty = combine_uncertainty(level, largest, w.previous_level, is_later, erasing.weights)
-    mean, std, known = _baseline(erasing, running, state.attempts, prompt, w.segment)
-    phi = history_modulation(running.mean_level(), w.row_level, is_later & known, strength=erasing.modulate)
+    is_first, attempts = ended & (w.erasures == 0), state.attempts
+    if attempts is not None:
+        attempts = _with_first_attempts(attempts, prompt, w.segment, uncertainty, is_first)
+    mean, std, known = _baseline(erasing, running, attempts, prompt, w.segment, uncertainty, is_first)
+    has_history = is_later & (running.level_weight > 0)  # phi compares a row with earlier steps
+    phi = history_modulation(running.mean_level(), w.row_level, has_history, strength=erasing.modulate)
     limit = threshold(mean, std, w.erasures, phi, kappa=erasing.kappa, growth=erasing.growth)
     erase = ended & known & (uncertainty > limit) & (w.erasures < erasing.max_erasures)
     accepted = ended & ~erase
 
     segments, nowhere = state.segments, state.segments.count.shape[0]
-    first = jnp.where(ended & (w.erasures == 0), row, nowhere)
+    first = jnp.where(is_first, row, nowhere)
     final = jnp.where(accepted, row, nowhere)
     put = lambda out, at, x: out.at[at, w.segment].set(x, mode="drop")  # noqa: E731
     segments = segments.replace(
@@ -176,13 +193,6 @@ def observe(
         threshold=put(segments.threshold, final, jnp.where(known, limit, 0.0)),
         erasures=put(segments.erasures, final, w.erasures),
     )
-    attempts = state.attempts
-    if attempts is not None:
-        at = jnp.where(ended & (w.erasures == 0), prompt, attempts.count.shape[0])
-        add = lambda out, x: out.at[at, w.segment].add(x, mode="drop")  # noqa: E731
-        attempts = Attempts(
-            add(attempts.count, 1.0), add(attempts.total, uncertainty), add(attempts.square, uncertainty**2)
-        )
     history = jnp.where(is_later, erasing.history_rate * w.row_level + (1 - erasing.history_rate) * level, level)
     watch = Watch(
         start=jnp.where(accepted, fed + 1, w.start),

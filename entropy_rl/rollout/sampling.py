@@ -321,6 +321,8 @@ def sample(
     if response_limit is None:
         response_limit = jnp.full(rows, max_response, jnp.int32)
     erasing, running = effective_erasing(erasing, running, max_response)
+    if erasing is not None and not temperature:
+        raise ValueError("erasing at temperature 0 would draw the same segment again; use a positive temperature")
     return _jitted_sample(
         model,
         params,
