@@ -123,8 +123,8 @@ def entropy_band(
         step -> (low, high), f32 scalars; works under jit.
 
     Raises:
-        ValueError: for an unknown kind, an upside-down band, or ``points``, ``period`` or ``hold_steps`` of another kind
-            ("step" and "piecewise" do not look at ``low`` and ``high``, "constant" not at their ends).
+        ValueError: for an unknown kind, an upside-down band, or ``points``, ``period`` or ``hold_steps`` of another
+            kind ("step" and "piecewise" do not look at ``low`` and ``high``, "constant" not at their ends).
     """
     _check_band(kind, low, high, num_steps, points, period, hold_steps)
 
