@@ -19,6 +19,20 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# What compiled code does bit for bit, or with its memory, is tested as it is shipped; elsewhere compiling is most of the
+# time, and code that is compiled fast serves.
+OPTIMIZED = ("sampling_test", "erasing_test", "cache_test", "drawing_test", "llama2c_test", "linear_token_stats_test")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimizations(request):
+    """Switches most of XLA's optimizations off in modules that do not test what they do."""
+    is_shipped = request.module.__name__.rpartition(".")[2] in OPTIMIZED
+    jax.config.update("jax_disable_most_optimizations", not is_shipped)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> pathlib.Path:
     """Real data: $ENTROPY_RL_DATA, else ../shared/data beside the checkout; skips where neither is there."""

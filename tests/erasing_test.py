@@ -146,8 +146,9 @@ def test_group_statistics_erase_without_an_estimate(setting):
     assert np.any(first_of_group == 0)  # the first rows to get there have nobody to be compared with
     in_step = sample(*setting, jax.random.key(1), erasing=live, **OPTIONS | {"slots": P * G})
     s = jax.tree.map(np.asarray, in_step.segments)
-    assert np.all(s.threshold[:, 0] > 0)  # all rows end a segment at the same draw, and see each other
-    row = int(np.flatnonzero(s.erasures[:, 0] == 0)[0])
+    whole = np.asarray(in_step.response_mask).sum(1) >= SEGMENT
+    assert np.all(s.threshold[whole, 0] > 0)  # they end their first segment at the same draw, and see each other
+    row = int(np.flatnonzero(whole & (s.erasures[:, 0] == 0))[0])
     group = row // G * G
     others = np.delete(s.first_uncertainty[group : group + G, 0], row - group)  # its own attempt is left out
     np.testing.assert_allclose(s.threshold[row, 0], others.mean(), rtol=1e-5)  # kappa is 0, phi 1

@@ -160,6 +160,7 @@ def own_module(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_non_finite_steps_stop_the_run_and_leave_their_data(own_module, compilation_cache):
     workdir = own_module / "r"
     options = ("--config.optimizer.learning_rate=1e38", "--config.reward=mine:reward", "--config.eval.every=0")
@@ -173,6 +174,7 @@ def test_non_finite_steps_stop_the_run_and_leave_their_data(own_module, compilat
     assert skipped[-1] >= 3
 
 
+@pytest.mark.slow
 def test_reward_that_is_no_number_is_named(own_module, compilation_cache):
     options = ("--config.reward=mine:broken", f"--workdir={own_module}/r")
     output = runs.run("train", TINY, *options, cache=compilation_cache, expect=1)
@@ -186,6 +188,7 @@ def test_profile_leaves_a_trace(tmp_path, compilation_cache):
     assert list((tmp_path / "r" / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_own_task_and_reward(own_module, compilation_cache):
     (own_module / "config.py").write_text(
         "from configs import quickstart\n"
