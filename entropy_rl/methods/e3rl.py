@@ -305,9 +305,10 @@ def segment_credit(
         raise ValueError(f"the temperature of segment credit must be positive, got {temperature}")
     present = segment_lengths > 0
     mass = jnp.where(present, jnp.maximum(attention_mass, 0.0), 0.0)
-    total = jnp.sum(mass, axis=1, keepdims=True)
-    mass = jnp.where(total > 0, mass, present)
-    credit = mass / jnp.maximum(jnp.sum(mass, axis=1, keepdims=True), 1e-30)
+    largest = jnp.max(mass, axis=1, keepdims=True)
+    is_known = largest > 1e-30  # measured against the largest, no sum can vanish
+    mass = jnp.where(is_known, mass / jnp.where(is_known, largest, 1.0), present)
+    credit = mass / jnp.maximum(jnp.sum(mass, axis=1, keepdims=True), 1.0)
     if temperature is None:
         return credit
     scaled = jnp.exp((credit - jnp.max(credit, axis=1, keepdims=True)) / temperature) * present
