@@ -11,7 +11,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/python -m experiments.report --workdir=$(QUICKSTART)
 
 test: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow

@@ -30,7 +30,6 @@ def finished(tmp_path_factory, compilation_cache):
     return workdir, output
 
 
-@pytest.mark.xdist_group("finished")
 def test_a_run_leaves_everything(finished):
     workdir, output = finished
     summary = json.loads((workdir / "summary.json").read_text())
@@ -58,7 +57,6 @@ def test_a_run_leaves_everything(finished):
             assert r["reward"] == float(right)
 
 
-@pytest.mark.xdist_group("finished")
 def test_finished_run_is_not_run_again(finished, compilation_cache):
     workdir, _ = finished
     before = (workdir / "metrics.jsonl").read_bytes()
@@ -67,7 +65,6 @@ def test_finished_run_is_not_run_again(finished, compilation_cache):
     assert "mean@2" in output
 
 
-@pytest.mark.xdist_group("finished")
 def test_changed_config_is_refused(finished, compilation_cache):
     workdir, _ = finished
     output = runs.run("train", TINY, f"--workdir={workdir}", "--config.seed=9", cache=compilation_cache, expect=2)
@@ -76,7 +73,6 @@ def test_changed_config_is_refused(finished, compilation_cache):
     assert "Traceback" not in output
 
 
-@pytest.mark.xdist_group("finished")
 def test_evaluate_and_report(finished, compilation_cache):
     workdir, _ = finished
     for step in ("best", "base"):
@@ -221,7 +217,6 @@ def assert_same_run(a, b):
     assert runs.rollouts(a) == runs.rollouts(b)
 
 
-@pytest.mark.xdist_group("finished")
 def test_killed_run_ends_as_if_it_were_not(finished, tmp_path, compilation_cache):
     killed = tmp_path / "r"
     process = runs.start("train", *FIVE_STEPS, f"--workdir={killed}", cache=compilation_cache)
