@@ -90,7 +90,7 @@ def base_config() -> ConfigDict:
     use_recipe(config, "grpo")
 
     # Methods on top of the recipe, by commas, any subset of: r3, e3rl, sent, entrocraft. Options of each, with their
-    # meaning and units: entropy_rl/objectives/methods.py.
+    # meaning and units: entropy_rl/objectives/methods/.
     config.methods = ""
     for method in METHODS:
         config[method] = ConfigDict(method_defaults(method))

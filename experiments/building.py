@@ -22,8 +22,8 @@ from entropy_rl.learner import init_state, make_optimizer
 from entropy_rl.methods.r3 import reflection_text
 from entropy_rl.model.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer, train_sentencepiece
 from entropy_rl.model.transformer import RopeScaling, Transformer, TransformerConfig
-from entropy_rl.objectives.methods import METHODS, RunFacts, add_methods
-from entropy_rl.objectives.recipe import Recipe
+from entropy_rl.objectives.methods import METHODS, add_methods
+from entropy_rl.objectives.recipe import Recipe, RunFacts
 from entropy_rl.objectives.recipes import make_recipe
 from entropy_rl.parallel import mesh as mesh_lib
 from entropy_rl.parallel.multihost import is_main
@@ -310,16 +310,27 @@ def make_run_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation
     return optimizer, rate
 
 
-def sharded_state(parts: Parts, params: Any, optimizer: optax.GradientTransformation) -> tuple[TrainState, Any]:
-    """(train state of ``params`` at update 0, its shardings); optimizer moments lie where their parameters do."""
+def state_shardings(parts: Parts, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shardings of a train state; optimizer moments lie where their parameters do."""
     whole = mesh_lib.replicated(parts.mesh)
-    shapes = jax.eval_shape(optimizer.init, params)
+    params = jax.eval_shape(parts.model.init_params, jax.random.key(0))
     moments = optax.tree.map_params(
-        optimizer, lambda _, sharding: sharding, shapes, parts.param_shardings, transform_non_params=lambda _: whole
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, params),
+        parts.param_shardings,
+        transform_non_params=lambda _: whole,
     )
-    shardings = TrainState(parts.param_shardings, moments, whole, whole, whole)
-    make = jax.jit(lambda params: init_state(jax.tree.map(jnp.copy, params), optimizer), out_shardings=shardings)
-    return make(params), shardings
+    return TrainState(parts.param_shardings, moments, whole, whole, whole)
+
+
+def sharded_state(parts: Parts, params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The train state of ``params`` at update 0."""
+    make = jax.jit(
+        lambda params: init_state(jax.tree.map(jnp.copy, params), optimizer),
+        out_shardings=state_shardings(parts, optimizer),
+    )
+    return make(params)
 
 
 def config_hash(config: ConfigDict) -> str:

@@ -56,7 +56,7 @@ def evaluate(workdir: str, *, step: str, samples: int | None, problems: int | No
         else:
             checkpointer = Checkpointer(os.path.join(workdir, "checkpoints"))
             number = _step(checkpointer, step)
-            template, _ = sharded_state(parts, params, make_run_optimizer(config)[0])
+            template = sharded_state(parts, params, make_run_optimizer(config)[0])
             params = checkpointer.restore(template, number)[0].params
             if recipe.erasing is not None:
                 running = checkpointer.restore_stages(recipe.init_states(), number)["erasing"]

@@ -22,7 +22,15 @@ from entropy_rl.parallel.mesh import row_sharding
 from entropy_rl.parallel.multihost import is_main, to_global
 from entropy_rl.schedules import learning_rate_schedule
 from experiments import flags
-from experiments.building import Parts, build, one_sentence, random_params, remember_config, sharded_state
+from experiments.building import (
+    Parts,
+    build,
+    one_sentence,
+    random_params,
+    remember_config,
+    sharded_state,
+    state_shardings,
+)
 
 
 def imitation_loss(log_probs, entropy, rollout):
@@ -46,7 +54,7 @@ def pretrain(parts: Parts, workdir: str) -> Any:
         return random_params(parts)
     os.makedirs(workdir, exist_ok=True)
     optimizer = _optimizer(config)
-    state, shardings = sharded_state(parts, random_params(parts), optimizer)
+    state = sharded_state(parts, random_params(parts), optimizer)
     problems = parts.task.problems("train")
     stream = ProblemStream(
         problems,
@@ -72,7 +80,7 @@ def pretrain(parts: Parts, workdir: str) -> Any:
         temperature=1.0,
         num_microbatches=pre.microbatches,
         chunk_size=config.head_chunk,
-        state_shardings=shardings,
+        state_shardings=state_shardings(parts, optimizer),
     )
     rows = jnp.arange(pre.batch_size)
     writer = MetricsWriter(workdir, resume_step=first, tensorboard=config.log.tensorboard) if is_main() else None
@@ -123,7 +131,7 @@ def base_params(parts: Parts, workdir: str) -> Any:
         return pretrain(parts, os.path.join(workdir, "base"))
     check_base(parts)
     checkpointer = Checkpointer(os.path.join(config.base, "checkpoints"), keep=1, keep_best=0)
-    state, _ = sharded_state(parts, random_params(parts), _optimizer(config))
+    state = sharded_state(parts, random_params(parts), _optimizer(config))
     state, _ = checkpointer.restore(state)
     checkpointer.close()
     return state.params

@@ -6,7 +6,6 @@ Any key of the config can be set on the command line (``--config.optimizer.learn
 a checkpoint goes on from it, and ends bit for bit where a run that was never stopped ends.
 """
 
-import dataclasses
 import json
 import os
 import resource
@@ -15,24 +14,14 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from entropy_rl.checkpoint import Checkpointer
 from entropy_rl.data.batching import encode_prompts
-from entropy_rl.learner import (
-    make_answer_attention,
-    make_prepare,
-    make_score,
-    make_update,
-    rollout_metrics,
-    scored,
-)
 from entropy_rl.metrics import MetricsWriter, ProgressLine, read_metrics
 from entropy_rl.parallel.mesh import replicated
 from entropy_rl.parallel.multihost import is_main, local_rows
-from entropy_rl.rollout.engine import make_sampler
 from experiments import flags
 from experiments.building import (
     build,
@@ -44,24 +33,11 @@ from experiments.building import (
     remember_config,
     sharded_state,
 )
-from experiments.collecting import Collector
 from experiments.evaluation import comparison, headline, make_evaluator
+from experiments.line import Line
 from experiments.pretrain import base_params, check_base
 from experiments.rank_prompts import check_ranking, make_stream
 from experiments.transcripts import save_rollouts
-
-
-class _Clock:
-    """Seconds since the last call, after the given arrays are ready."""
-
-    def __init__(self):
-        self._last = time.perf_counter()
-
-    def lap(self, *arrays: Any) -> float:
-        jax.block_until_ready(arrays)
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        return seconds
 
 
 def _device_memory_gib() -> float:
@@ -71,7 +47,7 @@ def _device_memory_gib() -> float:
 
 
 def _plan(config: ConfigDict, workdir: str):
-    """Recipe, optimizer and parts of a run; everything that can be wrong with the input is found here."""
+    """Parts, recipe, optimizer and held-out problems of a run; what can be wrong with the input is found here."""
     parts = build(config, workdir)
     check_base(parts)
     recipe = make_run_recipe(config, parts.tokenizer)
@@ -86,60 +62,23 @@ def _plan(config: ConfigDict, workdir: str):
 def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False) -> dict[str, Any]:
     """Runs ``config`` in ``workdir`` to its end and returns what WORKDIR/summary.json holds."""
     started = time.perf_counter()
-    # --- Parts.
     with one_sentence():
         parts, recipe, (optimizer, rate), held_out = _plan(config, workdir)
-        batch, sampling = config.batch, config.sampling
-        sampler = make_sampler(
-            parts.model,
-            parts.mesh,
-            samples_per_prompt=batch.samples,
-            max_response=sampling.max_response,
-            slots_per_device=sampling.slots_per_device,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            stop_tokens=(parts.tokenizer.eos_id,),
-            erasing=recipe.erasing,
-        )
-        collector = Collector(parts, recipe, sampler)
+        line = Line(parts, recipe, optimizer)
         evaluate = make_evaluator(parts, held_out, recipe.erasing)
         base = base_params(parts, workdir) if config.base else None
         remember_config(config, workdir, allow_change=allow_config_change)
     if base is None:
         base = base_params(parts, workdir)
-    state, state_shardings = sharded_state(parts, base, optimizer)
+    state = sharded_state(parts, base, optimizer)
+    stages = jax.device_put(recipe.init_states(), replicated(parts.mesh))
     reference = base if recipe.needs_reference else None
     with one_sentence():
         stream = make_stream(parts, recipe, base, workdir)
     del base
 
-    # --- Compiled stages.
-    forward = dict(
-        max_response=sampling.max_response,
-        temperature=sampling.temperature,
-        chunk_size=config.head_chunk,
-    )
-    group_size, pieces = recipe.rows_per_group(batch.samples), batch.minibatches * batch.microbatches
-    score = make_score(parts.model, num_microbatches=pieces, **forward)
-    attend = None
-    if recipe.readout is not None:
-        attend = make_answer_attention(parts.model, num_microbatches=pieces, **dataclasses.asdict(recipe.readout))
-    prepare = make_prepare(recipe, parts.mesh, group_size=group_size, max_response=sampling.max_response)
-    stages = jax.device_put(recipe.init_states(), replicated(parts.mesh))
-    update = make_update(
-        parts.model,
-        optimizer,
-        recipe.token_loss,
-        reduction=recipe.reduction,
-        num_microbatches=batch.microbatches,
-        state_shardings=state_shardings,
-        **forward,
-    )
-    measure = jax.jit(rollout_metrics, static_argnames="group_size")
-
     # --- Where the run stands.
+    replayer = line.collector.replayer
     checkpointer = Checkpointer(
         os.path.join(workdir, "checkpoints"), keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
     )
@@ -148,8 +87,8 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
         with one_sentence():
             state, meta = checkpointer.restore(state)
             stages = checkpointer.restore_stages(stages)
-            if collector.replayer is not None:
-                collector.replayer.buffer.restore(checkpointer.restore_own())
+            if replayer is not None:
+                replayer.buffer.restore(checkpointer.restore_own())
         stream.restore(meta["stream"])
         sampled_tokens, earlier_seconds = meta["sampled_tokens"], meta["seconds"]
     writer = None
@@ -182,61 +121,30 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
             "config_hash": config_hash(config),
         }
         score_of = None if estimates is None else {"score": estimates[headline(config)].mean}
-        own = None if collector.replayer is None else collector.replayer.buffer.state()
+        own = None if replayer is None else replayer.buffer.state()
         checkpointer.save(step, state, meta, score_of, stages=stages, own=own)
 
     if first is None:
         save(0, evaluate_and_write(0))
 
-    # --- The line: prompts, sample (and erase), verify, augment, score, the recipe's stages, update.
+    # --- The steps.
     enough = config.stop_at_tokens or float("inf")
     for step in range(first or 0, config.steps):
         if sampled_tokens >= enough:
             break
         if config.profile and step == (first or 0) + 2:
             jax.profiler.start_trace(os.path.join(workdir, "profile"))
-        clock, step_key = _Clock(), jax.random.fold_in(run_key, step)
-
-        epoch = stream.epoch  # before the batch is taken
-        asked = collector.ask(stream.next_batch(), step=step, epoch=epoch)
-        sampling_params = jax.device_put(state.params, parts.sampling_shardings)
-        rollout, tokens = collector.collect(sampling_params, asked, step_key, stages.get("erasing"))
-        sample_seconds = clock.lap(rollout)
-        rollout = collector.augment(rollout, asked, step=step)
-        augment_seconds = clock.lap(rollout)
-
-        rollout = scored(rollout, *score(state.params, rollout), mask_truncated=batch.mask_truncated)
-        rollout = rollout.replace(
-            ref_log_probs=score(reference, rollout)[0] if recipe.needs_reference else None,
-            attention_mass=attend(state.params, rollout) if attend is not None else None,
-        )
-        values = measure(rollout, group_size=group_size)
-        rollout, stages, stage_values = prepare(rollout, stages, step, step_key)
-        values |= stage_values
-        score_seconds = clock.lap(rollout)
-
-        updates = []
-        for number in range(batch.epochs):
-            order = jax.random.permutation(jax.random.fold_in(step_key, number), rollout.tokens.shape[0])
-            for minibatch in order.reshape(batch.minibatches, -1):
-                state, update_values = update(state, rollout.for_update(), minibatch)
-                updates.append(update_values)
-        update_seconds = clock.lap(state)
-
-        # --- What was measured, and what to keep.
-        streak = max(int(u.pop("skipped_in_a_row")) for u in updates)
-        values = jax.device_get(values | {k: jnp.mean(jnp.stack([u[k] for u in updates])) for k in updates[0]})
-        done, sampled_tokens = step + 1, sampled_tokens + tokens
-        step_seconds = sample_seconds + augment_seconds + score_seconds + update_seconds
-        values |= {
+        epoch, problems = stream.epoch, stream.next_batch()  # the epoch before the batch is taken
+        made = line.step(
+            state, stages, problems, number=step, epoch=epoch, key=jax.random.fold_in(run_key, step),
+            reference=reference,
+        )  # fmt: skip
+        state, stages = made.state, made.stages
+        done, sampled_tokens = step + 1, sampled_tokens + made.tokens
+        values = made.values | {
             "learning_rate": float(rate(max(int(state.updates) - int(state.skipped) - 1, 0))),
             "skipped_updates": int(state.skipped),
             "sampled_tokens": sampled_tokens,
-            "augment_seconds": augment_seconds,
-            "sample_tokens_per_second": tokens / sample_seconds,
-            "score_tokens_per_second": tokens / score_seconds,
-            "update_tokens_per_second": tokens * batch.epochs / update_seconds,
-            "tokens_per_second": tokens / step_seconds,
             "device_memory_gib": _device_memory_gib(),
         }
         write(done, values)
@@ -246,18 +154,18 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
                 "reward": f"{values['reward']:.3f}",
                 "entropy": f"{values['trainer_entropy']:.3f}",
                 "tokens/s": f"{values['tokens_per_second']:,.0f}",
-                "left": f"{step_seconds * (config.steps - done):,.0f} s",
+                "left": f"{made.seconds * (config.steps - done):,.0f} s",
             },
         )
         if config.profile and step >= (first or 0) + 2 and done == min((first or 0) + 5, config.steps):
             jax.profiler.stop_trace()
         if config.log.rollouts_every and (step == 0 or done % config.log.rollouts_every == 0):
             save_rollouts(
-                workdir, done, asked.problems, rollout, parts.tokenizer, config,
-                texts=asked.texts, group_size=group_size, ends=recipe.segments_of(rollout),
+                workdir, done, made.asked.problems, made.rollout, parts.tokenizer, config,
+                texts=made.asked.texts, group_size=line.group_size, ends=recipe.segments_of(made.rollout),
             )  # fmt: skip
-        if streak >= config.optimizer.max_skipped_in_a_row:
-            _stop_on_nonfinite(workdir, done, streak, rollout, checkpointer)
+        if made.skipped_in_a_row >= config.optimizer.max_skipped_in_a_row:
+            _stop_on_nonfinite(workdir, done, made.skipped_in_a_row, made.rollout, checkpointer)
         last = done == config.steps or sampled_tokens >= enough
         evaluated = last or (config.eval.every and done % config.eval.every == 0)
         estimates = evaluate_and_write(done) if evaluated else None

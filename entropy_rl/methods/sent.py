@@ -63,6 +63,26 @@ def low_entropy_tokens(
     return lowest(entropy, mask, fraction_of(fraction, jnp.sum(mask)))
 
 
+def covariance_ends(
+    entropy: Float[Array, "B T"],
+    log_probs: Float[Array, "B T"],
+    advantages: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    *,
+    low_entropy_fraction: float = 0.8,
+    covariance_fraction: float,
+) -> tuple[Bool[Array, "B T"], Bool[Array, "B T"], Bool[Array, "B T"]]:
+    """(T_low, its tokens of largest covariance, its tokens of smallest covariance), ties by index.
+
+    Either end has floor(``covariance_fraction`` |T_low|) tokens. Everything is from the policy before the update, over
+    the whole rollout batch.
+    """
+    low = low_entropy_tokens(entropy, mask, fraction=low_entropy_fraction)
+    covariance = token_covariance(log_probs, advantages, mask)
+    count = fraction_of(covariance_fraction, jnp.sum(low))
+    return low, lowest(-covariance, low, count), lowest(covariance, low, count)
+
+
 def token_kl_weights(
     entropy: Float[Array, "B T"],
     log_probs: Float[Array, "B T"],
@@ -76,12 +96,10 @@ def token_kl_weights(
 ) -> Float[Array, "B T"]:
     """Weight of each token's KL to the reference: beta_high on T_hc, beta_low on the rest of T_low, 0 elsewhere.
 
-    T_hc are the floor(``high_covariance_fraction`` |T_low|) tokens of T_low with the largest covariance of log-prob and
-    advantage (ties by index). Everything is from the policy before the update, over the whole rollout batch.
+    T_hc is the top end of ``covariance_ends``.
     """
-    low = low_entropy_tokens(entropy, mask, fraction=low_entropy_fraction)
-    covariance = token_covariance(log_probs, advantages, mask)
-    high = lowest(-covariance, low, fraction_of(high_covariance_fraction, jnp.sum(low)))
+    fractions = dict(low_entropy_fraction=low_entropy_fraction, covariance_fraction=high_covariance_fraction)
+    low, high, _ = covariance_ends(entropy, log_probs, advantages, mask, **fractions)
     return jnp.where(high, beta_high, jnp.where(low, beta_low, 0.0))
 
 
@@ -99,8 +117,6 @@ def released_token_weights(
 
     Tokens between the two ends, and outside T_low, have none.
     """
-    low = low_entropy_tokens(entropy, mask, fraction=low_entropy_fraction)
-    covariance = token_covariance(log_probs, advantages, mask)
-    count = fraction_of(covariance_fraction, jnp.sum(low))
-    top, bottom = lowest(-covariance, low, count), lowest(covariance, low, count)
+    fractions = dict(low_entropy_fraction=low_entropy_fraction, covariance_fraction=covariance_fraction)
+    _, top, bottom = covariance_ends(entropy, log_probs, advantages, mask, **fractions)
     return coefficient * jnp.where(top, 2.0, jnp.where(bottom, 0.5, 0.0))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -153,6 +153,21 @@ class Recipe:
     def rows_per_group(self, samples: int) -> int:
         """Rows a prompt has in a batch: fresh ones, places for replayed ones, and for erased attempts."""
         return samples * (1 + self.erased_rows) + (self.replay.replays if self.replay else 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFacts:
+    """What a method may need to know of the run.
+
+    Attributes:
+        num_steps: rollout batches.
+        max_response: tokens a response may have.
+        encode: text -> token ids, for delimiters.
+    """
+
+    num_steps: int
+    max_response: int
+    encode: Callable[[str], Sequence[int]]
 
 
 def run_stages(
