@@ -10,7 +10,7 @@ import pytest
 from entropy_rl.learner import make_score
 from entropy_rl.methods.e3rl import Erasing, RunningUncertainty, segment_ids, segment_uncertainty
 from entropy_rl.parallel.mesh import make_mesh
-from entropy_rl.rollout import make_sampler, sample
+from entropy_rl.rollout import make_sampler, sample, sampling
 from entropy_rl.rollout.erasing import erased_attempts
 from tests.helpers import prompt_batch, tiny_model
 
@@ -183,3 +183,21 @@ def test_memory_is_that_of_the_plain_sampler(setting):
 def test_statistics_of_another_size_are_refused(setting):
     with pytest.raises(ValueError, match="of 3 segments, a response has 5"):
         sample(*setting, jax.random.key(1), erasing=ERASING, running=RunningUncertainty.empty(3), **OPTIONS)
+
+
+def test_what_was_rewound_is_never_read(setting, erased, monkeypatch):
+    """Every slot behind a row's length is NaN after every draw: erased segments, ended rows, slots not yet used."""
+    rewind, compiled = sampling.rewind, sampling._jitted_sample
+
+    def poisoned(cache, length):
+        cache = rewind(cache, length)
+        live = (jnp.arange(cache.keys.shape[3])[None] < cache.length[:, None])[None, :, None, :, None]
+        spoil = lambda x: jnp.where(live, x, jnp.nan)  # noqa: E731
+        return cache.replace(keys=spoil(cache.keys), values=spoil(cache.values))
+
+    monkeypatch.setattr(sampling, "rewind", poisoned)
+    compiled.clear_cache()
+    got = sample(*setting, jax.random.key(1), erasing=ERASING, running=statistics(ERASING, 4.0), **OPTIONS)
+    compiled.clear_cache()
+    assert np.sum(got.segments.erasures) > 10
+    same(got, erased)
