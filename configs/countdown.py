@@ -12,7 +12,7 @@ def get_config():
     """GRPO on three numbers up to 9, from a base that imitates one solution of each training problem."""
     config = base_config()
     config.task.name = "countdown"
-    config.task.options = dict(num_numbers=3, max_number=9, seed=0)
+    config.task.options = dict(num_numbers=3, max_number=9, seed=0, size=1 << 20)
     config.sampling.max_prompt, config.sampling.max_response = 16, 16
     config.pretrain.max_length = 32
     config.pretrain.steps = 300

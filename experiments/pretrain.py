@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from entropy_rl.checkpoint import Checkpointer
 from entropy_rl.data.batching import encode_demonstrations
-from entropy_rl.data.datasets import ProblemStream
+from entropy_rl.data.streams import ProblemStream
 from entropy_rl.learner import make_optimizer, make_update
 from entropy_rl.metrics import MetricsWriter, ProgressLine
 from entropy_rl.parallel.mesh import row_sharding

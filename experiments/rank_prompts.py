@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from entropy_rl.data.batching import decode_responses, encode_prompts
-from entropy_rl.data.datasets import ChosenProblems, ProblemStream, StagedStream
+from entropy_rl.data.streams import ChosenProblems, ProblemStream, StagedStream
 from entropy_rl.masked import masked_mean
 from entropy_rl.methods.sent import curriculum_stages, semantic_entropy
 from entropy_rl.metrics import ProgressLine

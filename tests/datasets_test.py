@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from entropy_rl.data.batching import encode_demonstrations, encode_prompts, shorter_than
-from entropy_rl.data.datasets import FileTask, Gsm8k, ProblemFiles, ProblemStream, read_rows
+from entropy_rl.data.datasets import FileTask, Gsm8k, ProblemFiles, read_rows
+from entropy_rl.data.streams import ProblemStream
 from entropy_rl.data.tasks import Chains, Countdown, Problem
 from entropy_rl.model.tokenizer import CharTokenizer
 

@@ -192,7 +192,7 @@ def test_what_was_rewound_is_never_read(setting, erased, monkeypatch):
     def poisoned(cache, length):
         cache = rewind(cache, length)
         live = (jnp.arange(cache.keys.shape[3])[None] < cache.length[:, None])[None, :, None, :, None]
-        spoil = lambda x: jnp.where(live, x, jnp.nan)  # noqa: E731
+        spoil = lambda x: jnp.where(live, x, jnp.nan)
         return cache.replace(keys=spoil(cache.keys), values=spoil(cache.values))
 
     monkeypatch.setattr(sampling, "rewind", poisoned)

@@ -12,15 +12,16 @@ from entropy_rl.data.tasks import Chains
 from entropy_rl.model.tokenizer import CharTokenizer
 from entropy_rl.parallel.mesh import make_mesh
 from experiments.building import check_rows, make_run_recipe
-from experiments.studies import curriculum, erasing, grid, hard_prompts, schedules, together
+from experiments.studies import curriculum, erasing, exploration, grid, hard_prompts, schedules, together
 
 TRAINED = [grid.Cell(name, config, overrides) for name, (config, overrides) in erasing.TRAINED.items()]
 GRIDS = {
-    "schedules": (schedules.cells(), {"steps": schedules.STEPS}),
-    "erasing": (TRAINED, {"steps": 300, "stop_at_tokens": erasing.TOKENS}),
-    "curriculum": (curriculum.CELLS, curriculum.COMMON),
-    "hard_prompts": (hard_prompts.CELLS, hard_prompts.LONG | hard_prompts.RANKED | hard_prompts.COMMON),
-    "together": (together.CELLS, together.COMMON),
+    "schedules": (schedules.cells(), grid.POLICY | {"steps": schedules.STEPS}),
+    "exploration": (exploration.CELLS, grid.COUNTDOWN | exploration.COMMON),
+    "erasing": (TRAINED, grid.POLICY | {"steps": 300, "stop_at_tokens": erasing.TOKENS}),
+    "curriculum": (curriculum.CELLS, grid.POLICY | curriculum.COMMON),
+    "hard_prompts": (hard_prompts.CELLS, grid.COUNTDOWN | hard_prompts.RANKED | hard_prompts.COMMON),
+    "together": (together.CELLS, grid.POLICY | together.COMMON),
 }
 ALL = [(study, cell) for study, (cells, _) in GRIDS.items() for cell in cells]
 

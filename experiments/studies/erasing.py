@@ -228,7 +228,7 @@ def main(argv) -> None:
     if f.sampling_only:
         return
     cells = [grid.Cell(name, config_file, overrides) for name, (config_file, overrides) in TRAINED.items()]
-    common = grid.COMMON | {"base": base, "steps": 300, "stop_at_tokens": TOKENS}
+    common = grid.COMMON | grid.POLICY | {"base": base, "steps": 300, "stop_at_tokens": TOKENS}
     chosen = grid.run_cells(cells, f.out, seeds=f.seeds, workers=f.workers, common=common, only=f.only)
     columns: list[grid.Column] = [
         *grid.ACCURACY,

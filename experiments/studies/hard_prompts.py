@@ -3,8 +3,8 @@
     python -m experiments.studies.hard_prompts --seeds=2
     python -m experiments.studies.hard_prompts --seeds=5     # not yet run
 
-Chains of 6 to 8 steps; the base policy tries 1024 of them sixteen times each, and training sees only those it solved at
-most once. Held-out problems are not filtered.
+Countdown with four numbers, of which the base policy samples a twelfth right; it tries 1024 problems sixteen times
+each, and training sees only those it solved at most once. Held-out problems are not filtered.
 """
 
 from typing import Any
@@ -13,34 +13,44 @@ from absl import app
 
 from experiments.studies import grid
 
-LONG: dict[str, Any] = {
-    "task.options.min_steps": 6,
-    "task.options.max_steps": 8,
-    "sampling.max_response": 56,
-    "sampling.max_prompt": 80,
-    "pretrain.max_length": 80,
-}
+CONFIG = "configs/countdown.py"
 RANKED: dict[str, Any] = {
     "curriculum.problems": 1024,
     "curriculum.samples": 16,
     "curriculum.max_accuracy": 1 / 16,
 }
-OFF: dict[str, Any] = {"r3.replays": 0, "r3.reflections": 0, "r3.max_reward": 0.0, "r3.length_bonus": 0.0}
+R3: dict[str, Any] = {
+    "methods": "r3",
+    "r3.reflections": 4,
+    "r3.reflection_template": "{problem}{failure}?",
+    "sampling.max_prompt": 40,  # a problem and a failure to reflect on
+}
+OFF: dict[str, Any] = R3 | {"r3.replays": 0, "r3.reflections": 0, "r3.max_reward": 0.0, "r3.length_bonus": 0.0}
+DAPO: dict[str, Any] = {
+    "recipe.options.clip_high": 0.28,
+    "recipe.options.reduction": "token_mean",
+    "recipe.options.resample_rounds": 3,
+}
 CELLS = [
-    grid.Cell("GRPO", "configs/r3.py", {"methods": ""}),
-    grid.Cell("DAPO", "configs/dapo.py", {"recipe.options.overlong_buffer": 0, "recipe.options.resample_rounds": 3}),
-    grid.Cell("R3", "configs/r3.py"),
-    grid.Cell("replay alone", "configs/r3.py", OFF | {"r3.replays": 2}),
-    grid.Cell("reflection alone", "configs/r3.py", OFF | {"r3.reflections": 4}),
-    grid.Cell("ranking alone", "configs/r3.py", OFF | {"r3.max_reward": 0.5}),
+    grid.Cell("GRPO", CONFIG),
+    grid.Cell("DAPO", CONFIG, DAPO),
+    grid.Cell("R3", CONFIG, R3),
+    grid.Cell("replay alone", CONFIG, OFF | {"r3.replays": 2}),
+    grid.Cell("reflection alone", CONFIG, OFF | {"r3.reflections": 4}),
+    grid.Cell("ranking alone", CONFIG, OFF | {"r3.max_reward": 0.5}),
 ]
-COMMON: dict[str, Any] = {"steps": 160, "stop_at_tokens": 1_300_000, "task.options.size": 1024}
+COMMON: dict[str, Any] = {
+    "steps": 500,
+    "stop_at_tokens": 750_000,
+    "task.options.size": 1024,
+    "optimizer.learning_rate": 2e-4,
+}
 
 
 def ranking(out: str, base: str) -> dict[str, Any]:
     """Finds the hard prompts once for all cells."""
-    overrides = grid.POLICY | LONG | RANKED | {"base": base, "task.options.size": 1024}
-    return RANKED | {"curriculum.path": grid.make_ranking(out, "configs/r3.py", overrides)}
+    overrides = grid.COUNTDOWN | RANKED | {"base": base, "task.options.size": 1024}
+    return RANKED | {"curriculum.path": grid.make_ranking(out, CONFIG, overrides)}
 
 
 def _tokens_per_success(records: list[dict[str, Any]], summary: dict[str, Any]) -> float:
@@ -59,7 +69,9 @@ def main(argv) -> None:
         ("groups of equal reward %", grid.average("equal_groups"), 100.0, 1),
         ("tokens per correct answer", _tokens_per_success, 1.0, 0),
     ]
-    grid.run_study("hard_prompts", CELLS, base=grid.POLICY | LONG, common=COMMON, columns=columns, before=ranking)
+    grid.run_study(
+        "hard_prompts", CELLS, config=CONFIG, base=grid.COUNTDOWN, common=COMMON, columns=columns, before=ranking
+    )
 
 
 if __name__ == "__main__":

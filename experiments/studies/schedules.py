@@ -160,7 +160,7 @@ def main(argv) -> None:
         raise app.UsageError(f"unknown arguments {' '.join(argv[1:])}")
     f = flags.FLAGS
     base = grid.make_base(f.out, "configs/quickstart.py", grid.POLICY)
-    common = grid.COMMON | {"base": base, "steps": STEPS}
+    common = grid.COMMON | grid.POLICY | {"base": base, "steps": STEPS}
     chosen = grid.run_cells(cells(), f.out, seeds=f.seeds, workers=f.workers, common=common, only=f.only)
     figure(f.out, f.seeds, chosen, os.path.join(f.out, "schedules.png"))
     grid.write(f.out, "schedules.md", tables(f.out, f.seeds, chosen))
