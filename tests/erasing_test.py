@@ -195,9 +195,13 @@ def test_what_was_rewound_is_never_read(setting, erased, monkeypatch):
         spoil = lambda x: jnp.where(live, x, jnp.nan)
         return cache.replace(keys=spoil(cache.keys), values=spoil(cache.values))
 
+    traced, observe = [], sampling.observe
     monkeypatch.setattr(sampling, "rewind", poisoned)
+    monkeypatch.setattr(sampling, "observe", lambda *args, **kwargs: traced.append(1) or observe(*args, **kwargs))
     compiled.clear_cache()
     got = sample(*setting, jax.random.key(1), erasing=ERASING, running=statistics(ERASING, 4.0), **OPTIONS)
-    compiled.clear_cache()
     assert np.sum(got.segments.erasures) > 10
     same(got, erased)
+    sample(*setting, jax.random.key(2), erasing=ERASING, running=statistics(ERASING, 5.0), **OPTIONS)
+    assert len(traced) == 1  # one program for every row, whatever it erases, and for every step
+    compiled.clear_cache()
