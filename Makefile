@@ -13,7 +13,7 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: $(VENV)/installed-test
+test-slow: $(VENV)/installed-slow
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
 lint: $(VENV)/installed-test
@@ -30,8 +30,12 @@ $(VENV)/installed: setup.py
 $(VENV)/installed-test: setup.py
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else 0'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,hf]'
 	touch $@ $(VENV)/installed
+
+$(VENV)/installed-slow: $(VENV)/installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,hf,parity]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info
