@@ -45,7 +45,7 @@ def make_evaluator(
     common = dict(
         max_response=parts.config.sampling.max_response,
         slots_per_device=parts.config.sampling.slots_per_device,
-        stop_tokens=(parts.tokenizer.eos_id,),
+        stop_tokens=parts.tokenizer.stop_ids,
     )
     greedy = make_sampler(parts.model, parts.mesh, samples_per_prompt=1, temperature=0.0, **common)
     sampled = make_sampler(

@@ -79,7 +79,7 @@ class Line:
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             min_p=sampling.min_p,
-            stop_tokens=(parts.tokenizer.eos_id,),
+            stop_tokens=parts.tokenizer.stop_ids,
             erasing=recipe.erasing,
         )
         self.collector = Collector(parts, recipe, sampler)

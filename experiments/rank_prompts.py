@@ -55,7 +55,7 @@ def rank(parts: Parts, params: Any, workdir: str) -> str:
     done = len(_lines(path)) if os.path.exists(path) else 0
     sampler = make_sampler(
         parts.model, parts.mesh, samples_per_prompt=options.samples, max_response=config.sampling.max_response,
-        slots_per_device=config.sampling.slots_per_device, stop_tokens=(parts.tokenizer.eos_id,),
+        slots_per_device=config.sampling.slots_per_device, stop_tokens=parts.tokenizer.stop_ids,
         temperature=config.sampling.temperature,
     )  # fmt: skip
     key = jax.random.fold_in(jax.random.key(config.seed), 4)

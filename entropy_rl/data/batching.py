@@ -17,8 +17,9 @@ def _pad(rows: Sequence[Sequence[int]], size: int) -> np.ndarray:
 
 
 def encode_prompt(problem: Problem, tokenizer: Tokenizer) -> list[int]:
-    """Start id, then the prompt's ids."""
-    return [tokenizer.bos_id, *tokenizer.encode(problem.prompt)]
+    """The start id, where the tokenizer has one and the prompt does not bring it, then the prompt's ids."""
+    ids = tokenizer.encode(problem.prompt)
+    return ids if tokenizer.bos_id is None or ids[:1] == [tokenizer.bos_id] else [tokenizer.bos_id, *ids]
 
 
 def encode_prompts(problems: Sequence[Problem], tokenizer: Tokenizer, max_prompt: int) -> PromptBatch:

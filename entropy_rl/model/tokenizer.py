@@ -9,11 +9,31 @@ import sentencepiece
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Text to ids and back. ``bos_id`` starts every prompt; ``eos_id`` ends every response."""
+    """Text to ids and back.
 
-    vocab_size: int
-    bos_id: int
-    eos_id: int
+    ``bos_id`` starts every prompt, None where nothing does; ``eos_id`` ends a demonstration; any of ``stop_ids`` ends a
+    response.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        ...
+
+    @property
+    def bos_id(self) -> int | None:
+        """The start mark."""
+        ...
+
+    @property
+    def eos_id(self) -> int:
+        """The end mark."""
+        ...
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The end marks."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, without start or end marks."""
@@ -31,7 +51,7 @@ class Tokenizer(Protocol):
 class CharTokenizer:
     """One id per character of an alphabet; ids 0, 1, 2 are padding, start and end."""
 
-    bos_id, eos_id = 1, 2
+    bos_id, eos_id, stop_ids = 1, 2, (2,)
 
     def __init__(self, alphabet: str):
         if len(set(alphabet)) != len(alphabet) or not alphabet:
@@ -68,6 +88,7 @@ class SentencePieceTokenizer:
             raise ValueError(f"{path} is no SentencePiece model: {error}") from None
         self.vocab_size = self._model.get_piece_size()
         self.bos_id, self.eos_id = self._model.bos_id(), self._model.eos_id()
+        self.stop_ids = (self.eos_id,)
         if min(self.bos_id, self.eos_id) < 0:
             raise ValueError(f"{path} has no start or no end piece; train one with bos_id and eos_id set")
 

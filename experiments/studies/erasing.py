@@ -104,7 +104,7 @@ def measure(parts: Parts, params: Any, options: dict[str, Any], seed: int) -> Ou
     # 20 draws of the response limit: no attempt goes unrecorded.
     erasing = Erasing(12, delimiters=(delimiter,), window=4, recorded_draws=20, running_rate=0.5, **options)
     running = RunningUncertainty.empty(erasing.num_segments(size))
-    common = dict(samples_per_prompt=SAMPLES, max_response=size, stop_tokens=(parts.tokenizer.eos_id,), slots=256)
+    common = dict(samples_per_prompt=SAMPLES, max_response=size, stop_tokens=parts.tokenizer.stop_ids, slots=256)
     correct, tokens, attempts = [], 0, []
     train, test = parts.problems("train"), parts.problems("test")
     for number in range(-WARM_UP, PROBLEMS // BATCH):
