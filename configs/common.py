@@ -31,10 +31,14 @@ def base_config() -> ConfigDict:
     config.task.options = ConfigDict()  # keyword arguments of the task
 
     config.tokenizer = ConfigDict()
-    config.tokenizer.path = ""  # a SentencePiece .model; "": characters, or train one where the task has text
+    config.tokenizer.path = ""  # a SentencePiece .model, a tokenizer.json, or a directory of either kind; "":
+    # characters, or train one where the task has text
     config.tokenizer.vocab_size = 2048  # pieces of a vocabulary trained here
+    config.tokenizer.chat = False  # put prompts into the tokenizer's chat template, as a user's message
+    config.tokenizer.system = ""  # system message of that chat; "": the template's own
 
     config.model = ConfigDict()
+    config.model.vocab_size = placeholder(int)  # ids the model has; None: the tokenizer's
     config.model.num_layers = 3
     config.model.embed_dim = 96
     config.model.mlp_dim = 256
@@ -57,7 +61,9 @@ def base_config() -> ConfigDict:
     config.model.param_dtype = "float32"  # of stored parameters
     config.model.remat = "dots"  # what the backward pass recomputes: none, dots (all but matrix products), full
 
-    config.base = ""  # workdir of a pretraining run; "": pretrain first, under WORKDIR/base
+    # The policy to start from: the workdir of a pretraining run, or a Hugging Face directory; "": pretrain first, under
+    # WORKDIR/base.
+    config.base = ""
     config.pretrain = ConfigDict()
     config.pretrain.steps = 320  # 0: start from random parameters
     config.pretrain.batch_size = 128  # demonstrations

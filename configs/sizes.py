@@ -1,17 +1,26 @@
 """The sizes a recipe's config comes in: the embedded task on a CPU, and the papers' own settings."""
 
+import dataclasses
+import json
+import os
 from collections.abc import Callable
+from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs.common import base_config
+from entropy_rl.data.templates import PROMPTS
+from entropy_rl.model import is_hf_directory, read_hf_config
 
-_QWEN3 = dict(qk_norm=True, num_heads=32, num_kv_heads=8, head_dim=128, rope_theta=1e6, num_layers=36)
+_QWEN3 = dict(
+    qk_norm=True, num_heads=32, num_kv_heads=8, head_dim=128, rope_theta=1e6, num_layers=36, vocab_size=151_936
+)
 MODELS = {
     "qwen3_4b": dict(_QWEN3, embed_dim=2560, mlp_dim=9728, tied_embeddings=True),
     "qwen3_8b": dict(_QWEN3, embed_dim=4096, mlp_dim=12288),
     "r1_distill_1_5b": dict(num_layers=28, embed_dim=1536, mlp_dim=8960, num_heads=12, num_kv_heads=2, head_dim=128,
-                            rope_theta=1e4, qkv_bias=True, qk_norm=False),
+                            rope_theta=1e4, qkv_bias=True, qk_norm=False, vocab_size=151_936),
 }  # fmt: skip
 
 
@@ -40,17 +49,17 @@ def embedded(size: str = "") -> ConfigDict:
 def paper(model: str, *, data: str, prompts: int, minibatch: int, samples: int, response: int) -> ConfigDict:
     """A published model on a published data set, from files: ``data``.parquet of (problem, answer), test.parquet.
 
-    ``config.base`` and ``config.tokenizer.path`` name where the model's weights and tokenizer are. Learning rate 1e-6,
-    bf16 compute with f32 parameters, everything recomputed in the backward pass.
+    ``config.base`` and ``config.tokenizer.path`` name the model's directory as Hugging Face publishes it. Learning rate
+    1e-6, bf16 compute with f32 parameters, everything recomputed in the backward pass.
     """
     config = base_config()
     config.model.update(MODELS[model])
     config.model.dtype, config.model.remat = "bfloat16", "full"
     config.base, config.pretrain.steps = f"weights/{model}", 0
-    config.tokenizer.path = f"weights/{model}/tokenizer.model"
+    config.tokenizer.path = f"weights/{model}"
+    config.tokenizer.chat = model.startswith("r1_distill")  # the others are base models
     config.task.name = "files"
-    config.task.options = dict(train=f"{data}.parquet", test="test.parquet",
-                               template="{problem}\nPut the final answer in \\boxed{}.\n")  # fmt: skip
+    config.task.options = dict(train=f"{data}.parquet", test="test.parquet", template=PROMPTS["boxed"])
     config.sampling.max_prompt, config.sampling.max_response = 1024, response
     config.sampling.slots_per_device = 64
     config.batch.prompts, config.batch.samples = prompts, samples
@@ -65,10 +74,50 @@ def paper(model: str, *, data: str, prompts: int, minibatch: int, samples: int, 
     return config
 
 
+def _has_chat(path: str) -> bool:
+    if os.path.isfile(os.path.join(path, "chat_template.jinja")):
+        return True
+    try:
+        with open(os.path.join(path, "tokenizer_config.json")) as file:
+            return bool(json.load(file).get("chat_template"))
+    except (OSError, ValueError):
+        return False
+
+
+def own_model(path: str) -> ConfigDict:
+    """A model of your own, from a Hugging Face directory, on GSM8K: sizes to begin with, every one a flag.
+
+    The architecture is the directory's; parameters are kept in float32, computations are in the dtype it is stored in.
+    """
+    config, stored = base_config(), read_hf_config(path)
+    fields: dict[str, Any] = dataclasses.asdict(stored)
+    scaling = fields.pop("rope_scaling")
+    config.model.update(fields | {"param_dtype": "float32"})
+    if scaling is not None:
+        config.model.rope_scaling.update(scaling)
+    config.base, config.tokenizer.path, config.tokenizer.chat = path, path, _has_chat(path)
+    config.pretrain.steps = 0
+    config.task.name, config.task.options = "gsm8k", dict(directory="", data_dir=placeholder(str), template="boxed")
+    config.sampling.max_prompt, config.sampling.max_response = 512, 1024
+    config.batch.microbatches = 8
+    config.optimizer.learning_rate, config.optimizer.weight_decay = 1e-6, 0.01
+    config.steps = 200
+    config.eval.every, config.eval.samples, config.eval.problems = 50, 4, 256
+    config.log.rollouts_every = 50
+    return config
+
+
 def sized(arg: str, papers: dict[str, Callable[[], ConfigDict]] | None = None) -> ConfigDict:
-    """The config of size ``arg``: "" or "tiny" (embedded), or one of ``papers``; ValueError names those there are."""
+    """The config of size ``arg``: "" or "tiny" (embedded), one of ``papers``, or the directory of a model.
+
+    Raises:
+        ValueError: for anything else, naming what there is.
+    """
     if arg in ("", "tiny"):
         return embedded(arg)
+    if is_hf_directory(arg):
+        return own_model(arg)
     if arg not in (papers or {}):
-        raise ValueError(f"there is no size {arg!r}; there are {', '.join(['tiny', *(papers or {})])}, or none")
+        sizes = ", ".join(["tiny", *(papers or {})])
+        raise ValueError(f"there is no size {arg!r}; there are {sizes}, or none, or a Hugging Face directory")
     return (papers or {})[arg]()

@@ -20,6 +20,7 @@ from entropy_rl.data.batching import shorter_than
 from entropy_rl.data.tasks import Chains, Countdown, Problem, Task
 from entropy_rl.learner import init_state, make_optimizer
 from entropy_rl.methods.r3 import reflection_text
+from entropy_rl.model.hf_tokenizer import load_tokenizer
 from entropy_rl.model.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer, train_sentencepiece
 from entropy_rl.model.transformer import RopeScaling, Transformer, TransformerConfig
 from entropy_rl.objectives.methods import METHODS, add_methods
@@ -137,7 +138,9 @@ def make_task(config: ConfigDict) -> Task:
 def make_tokenizer(config: ConfigDict, task: Task, workdir: str) -> Tokenizer:
     """Characters for generated tasks; else the SentencePiece model named, or one trained once into the workdir."""
     if config.tokenizer.path:
-        return SentencePieceTokenizer(config.tokenizer.path)
+        return load_tokenizer(config.tokenizer.path, chat=config.tokenizer.chat, system=config.tokenizer.system)
+    if config.tokenizer.chat or config.tokenizer.system:
+        raise ValueError("config.tokenizer.chat and .system need a config.tokenizer.path with a chat template")
     if task.alphabet is not None:
         return CharTokenizer(task.alphabet)
     path = os.path.join(workdir, "tokenizer.model")
@@ -203,8 +206,27 @@ def check_sizes(config: ConfigDict, mesh: Any) -> None:
         raise ValueError(f"config.eval.batch={evaluation.batch} does not divide over {shards} data shards")
 
 
-def build(config: ConfigDict, workdir: str) -> Parts:
+def model_config(config: ConfigDict, tokenizer: Tokenizer) -> TransformerConfig:
+    """The model of ``config.model``, with the tokenizer's vocabulary where none is stated."""
+    options = config.model.to_dict()
+    scaling = options.pop("rope_scaling")
+    options["rope_scaling"] = None if scaling["kind"] == "none" else RopeScaling(**scaling)
+    if options["vocab_size"] is None:
+        options["vocab_size"] = tokenizer.vocab_size
+    if options["vocab_size"] < tokenizer.vocab_size:
+        raise ValueError(
+            f"config.model.vocab_size={options['vocab_size']} is below the tokenizer's {tokenizer.vocab_size} ids"
+        )
+    return TransformerConfig(**options)
+
+
+def build(config: ConfigDict, workdir: str, *, task: Task | None = None) -> Parts:
     """All parts of a run; nothing is sampled or trained yet.
+
+    Args:
+        config: of the run.
+        workdir: where a tokenizer trained for the run is.
+        task: in place of the config's.
 
     Raises:
         ValueError: with one sentence, for any config that cannot run.
@@ -215,12 +237,9 @@ def build(config: ConfigDict, workdir: str) -> Parts:
     mesh = mesh_lib.make_mesh(**config.mesh.to_dict())
     check_sizes(config, mesh)
     os.makedirs(workdir, exist_ok=True)
-    task = make_task(config)
+    task = make_task(config) if task is None else task
     tokenizer = make_tokenizer(config, task, workdir)
-    options = config.model.to_dict()
-    scaling = options.pop("rope_scaling")
-    rope_scaling = None if scaling["kind"] == "none" else RopeScaling(**scaling)
-    model = Transformer(TransformerConfig(vocab_size=tokenizer.vocab_size, rope_scaling=rope_scaling, **options))
+    model = Transformer(model_config(config, tokenizer))
     axes, shapes = model.logical_axes(), jax.eval_shape(model.init_params, jax.random.key(0))
     return Parts(
         config=config,

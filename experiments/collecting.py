@@ -68,7 +68,7 @@ class Collector:
             [p.id for p in problems], [p.prompt for p in problems], lambda tokens: tokenizer.decode(tokens.tolist()),
             epoch=epoch, rng=self._rng(step, 0),
         )  # fmt: skip
-        fits = lambda text: len(tokenizer.encode(text)) < size  # noqa: E731
+        fits = lambda text: len(tokenizer.prompt_ids(text)) <= size  # noqa: E731
         derived = [entry for entry in derived if fits(entry[1])]  # a failure may be too long to reflect on
         empty = places - len(derived)
         owners = [*problems, *(problems[index] for index, _, _ in derived), *[problems[0]] * empty]

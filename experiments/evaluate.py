@@ -7,12 +7,14 @@ The config is the run's own (WORKDIR/config.json); flags change what is sampled.
 
 import json
 import os
+from typing import Any
 
 import jax
 from absl import app, flags, logging
 
 from entropy_rl.checkpoint import Checkpointer
 from experiments.building import (
+    Parts,
     build,
     load_config,
     make_run_optimizer,
@@ -39,6 +41,22 @@ def _step(checkpointer: Checkpointer, wanted: str) -> int:
     return int(wanted)
 
 
+def policy_at(parts: Parts, workdir: str, step: str) -> tuple[Any, int, Any]:
+    """(parameters, step, statistics to erase by or None) of a run at "base", "best", "latest" or a step's number."""
+    recipe = make_run_recipe(parts.config, parts.tokenizer)
+    if step == "base":
+        return base_params(parts, workdir), 0, None
+    checkpointer = Checkpointer(os.path.join(workdir, "checkpoints"))
+    number = _step(checkpointer, step)
+    template = sharded_state(parts, random_params(parts), make_run_optimizer(parts.config)[0])
+    params = checkpointer.restore(template, number)[0].params
+    running = None
+    if recipe.erasing is not None:
+        running = checkpointer.restore_stages(recipe.init_states(), number)["erasing"]
+    checkpointer.close()
+    return params, number, running
+
+
 def evaluate(workdir: str, *, step: str, samples: int | None, problems: int | None, temperature: float | None) -> dict:
     """Evaluates, prints a table and adds the numbers to WORKDIR/evaluations.jsonl."""
     with one_sentence():
@@ -49,18 +67,8 @@ def evaluate(workdir: str, *, step: str, samples: int | None, problems: int | No
             if temperature is not None:
                 config.eval.temperature = temperature
         parts = build(config, workdir)
-        recipe, running = make_run_recipe(config, parts.tokenizer), None
-        params = random_params(parts)
-        if step == "base":
-            params, number = base_params(parts, workdir), 0
-        else:
-            checkpointer = Checkpointer(os.path.join(workdir, "checkpoints"))
-            number = _step(checkpointer, step)
-            template = sharded_state(parts, params, make_run_optimizer(config)[0])
-            params = checkpointer.restore(template, number)[0].params
-            if recipe.erasing is not None:
-                running = checkpointer.restore_stages(recipe.init_states(), number)["erasing"]
-            checkpointer.close()
+        recipe = make_run_recipe(config, parts.tokenizer)
+        params, number, running = policy_at(parts, workdir, step)
         held_out = parts.problems("test")[: config.eval.problems]
     estimates = make_evaluator(parts, held_out, recipe.erasing)(params, running)
     record = {

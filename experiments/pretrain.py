@@ -18,6 +18,7 @@ from entropy_rl.data.batching import encode_demonstrations
 from entropy_rl.data.streams import ProblemStream
 from entropy_rl.learner import make_optimizer, make_update
 from entropy_rl.metrics import MetricsWriter, ProgressLine
+from entropy_rl.model import is_hf_directory, load_hf, read_hf_config
 from entropy_rl.parallel.mesh import row_sharding
 from entropy_rl.parallel.multihost import is_main, to_global
 from entropy_rl.schedules import learning_rate_schedule
@@ -120,8 +121,21 @@ def check_base(parts: Parts) -> None:
     if not config.base and config.pretrain.steps:
         _optimizer(config)
         parts.task.demonstration(parts.task.problems("train")[0], config.seed)
-    if config.base and not os.path.isdir(os.path.join(config.base, "checkpoints")):
-        raise ValueError(f"config.base={config.base} holds no checkpoints; make one with experiments.pretrain")
+    if is_hf_directory(config.base):
+        stored, own = read_hf_config(config.base), parts.model.config
+        free = ("dtype", "param_dtype", "remat")
+        other = [n for n, x in vars(stored).items() if n not in free and x != getattr(own, n)]
+        if other:
+            stated = "; ".join(f"{n}: {getattr(own, n)}, there {getattr(stored, n)}" for n in other)
+            raise ValueError(
+                f"config.model is not the model of {config.base} ({stated}); name the directory behind the config "
+                f"file instead: --config=FILE.py:{config.base}"
+            )
+    elif config.base and not os.path.isdir(os.path.join(config.base, "checkpoints")):
+        raise ValueError(
+            f"config.base={config.base} holds no checkpoints and is no Hugging Face directory; make one with "
+            "experiments.pretrain"
+        )
 
 
 def base_params(parts: Parts, workdir: str) -> Any:
@@ -130,6 +144,8 @@ def base_params(parts: Parts, workdir: str) -> Any:
     if not config.base:
         return pretrain(parts, os.path.join(workdir, "base"))
     check_base(parts)
+    if is_hf_directory(config.base):
+        return load_hf(config.base, sharding=parts.param_shardings, dtype=config.model.param_dtype)[1]
     checkpointer = Checkpointer(os.path.join(config.base, "checkpoints"), keep=1, keep_best=0)
     state = sharded_state(parts, random_params(parts), _optimizer(config))
     state, _ = checkpointer.restore(state)

@@ -82,8 +82,7 @@ def test_paper_sizes(name, size):
         pytest.fail("the papers' segments are of fixed length")
     recipe = make_run_recipe(config, Bytes())
     check_rows(config, recipe, make_mesh(devices=jax.devices()))
-    options = config.model.to_dict() | {"rope_scaling": None}
-    model = TransformerConfig(vocab_size=151_936, **options)
+    model = TransformerConfig(**(config.model.to_dict() | {"rope_scaling": None}))
     inner = model.num_heads * model.head_dim + 2 * model.num_kv_heads * model.head_dim
     layer = model.embed_dim * (inner + model.num_heads * model.head_dim + 3 * model.mlp_dim)
     total = model.num_layers * layer + (1 if model.tied_embeddings else 2) * model.vocab_size * model.embed_dim

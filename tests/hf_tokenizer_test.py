@@ -6,8 +6,6 @@ import shutil
 
 import pytest
 
-from entropy_rl.data.batching import encode_prompt
-from entropy_rl.data.tasks import Problem
 from entropy_rl.model.hf_tokenizer import HFTokenizer, load_tokenizer, render_chat
 from entropy_rl.model.tokenizer import SentencePieceTokenizer
 
@@ -60,7 +58,7 @@ def test_qwen2(qwen2, data_dir):
         "Hello", "<|im_end|>", "<200000>")  # fmt: skip
     chat = tokenizer.chat([{"role": "user", "content": "2+2?"}])
     assert chat.endswith("<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n")
-    assert encode_prompt(Problem(0, "Hello", ""), tokenizer) == [9707]
+    assert tokenizer.prompt_ids("Hello") == [9707]
 
 
 @pytest.mark.slow
@@ -102,9 +100,8 @@ def test_a_start_mark_is_put_once(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
     assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 1)
-    assert encode_prompt(Problem(0, "a b", ""), tokenizer) == [0, 2, 3]
-    chat = tokenizer.chat([{"role": "user", "content": "a"}])
-    assert encode_prompt(Problem(0, chat, ""), tokenizer) == [0, 2]
+    assert tokenizer.prompt_ids("a b") == [0, 2, 3]
+    assert load_tokenizer(tmp_path, chat=True).prompt_ids("a") == [0, 2]
 
 
 def test_templates_are_sandboxed():

@@ -16,20 +16,16 @@ def _pad(rows: Sequence[Sequence[int]], size: int) -> np.ndarray:
     return padded
 
 
-def encode_prompt(problem: Problem, tokenizer: Tokenizer) -> list[int]:
-    """The start id, where the tokenizer has one and the prompt does not bring it, then the prompt's ids."""
-    ids = tokenizer.encode(problem.prompt)
-    return ids if tokenizer.bos_id is None or ids[:1] == [tokenizer.bos_id] else [tokenizer.bos_id, *ids]
-
-
 def encode_prompts(problems: Sequence[Problem], tokenizer: Tokenizer, max_prompt: int) -> PromptBatch:
     """A PromptBatch of NumPy arrays, [P, max_prompt]; ``round`` counts earlier copies of a problem in the batch.
 
     Raises:
-        ValueError: for a prompt longer than ``max_prompt`` tokens.
+        ValueError: for a prompt without tokens, or longer than ``max_prompt``.
     """
-    rows = [encode_prompt(problem, tokenizer) for problem in problems]
+    rows = [tokenizer.prompt_ids(problem.prompt) for problem in problems]
     for problem, row in zip(problems, rows, strict=True):
+        if not row:
+            raise ValueError(f"the prompt of problem {problem.id} is empty")
         if len(row) > max_prompt:
             raise ValueError(
                 f"prompt of problem {problem.id} has {len(row)} tokens, max_prompt is {max_prompt}; "
@@ -65,7 +61,7 @@ def encode_demonstrations(
     """
     rows, starts = [], []
     for problem in problems:
-        prompt = encode_prompt(problem, tokenizer)
+        prompt = tokenizer.prompt_ids(problem.prompt)
         response = [*tokenizer.encode(task.demonstration(problem, seed)), tokenizer.eos_id]
         rows.append((prompt + response)[:max_length])
         starts.append(1 if learn_prompt else min(len(prompt), max_length - 1))
@@ -93,8 +89,8 @@ def decode_responses(tokens: np.ndarray, mask: np.ndarray, tokenizer: Tokenizer)
 
 
 def shorter_than(problems: Sequence[Problem], tokenizer: Tokenizer, max_prompt: int) -> list[int]:
-    """Indices of the problems whose prompt fits ``max_prompt`` tokens."""
-    return [i for i in range(len(problems)) if len(encode_prompt(problems[i], tokenizer)) <= max_prompt]
+    """Indices of the problems whose prompt has at least one and at most ``max_prompt`` tokens."""
+    return [i for i in range(len(problems)) if 1 <= len(tokenizer.prompt_ids(problems[i].prompt)) <= max_prompt]
 
 
 def span_of_tokens(tokens: Sequence[int], span: tuple[int, int], tokenizer: Tokenizer) -> tuple[int, int]:

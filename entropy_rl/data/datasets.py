@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from entropy_rl.data.tasks import Problem
+from entropy_rl.data.templates import prompt_template
 from entropy_rl.verify.grader import Grader
 
 GSM8K_URL = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/{split}.jsonl"
@@ -204,8 +205,7 @@ class FileTask:
     alphabet = None
 
     def __init__(self, builder: ProblemFiles, *, template: str = "{problem}\n", grader: Grader | None = None):
-        if "{problem}" not in template:
-            raise ValueError(f"template {template!r} has no place for {{problem}}")
+        template = prompt_template(template)
         tfds.disable_progress_bar()
         builder.download_and_prepare()
         self._builder, self._template, self._grader = builder, template, grader or Grader()

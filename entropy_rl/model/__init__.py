@@ -2,7 +2,7 @@
 
 from entropy_rl.model.cache import KVCache, PrefixStore, init_cache, rewind
 from entropy_rl.model.families import FAMILIES
-from entropy_rl.model.hf_weights import load_hf, read_hf_config, save_hf
+from entropy_rl.model.hf_weights import is_hf_directory, load_hf, read_hf_config, save_hf
 from entropy_rl.model.llama2c import load_llama2c
 from entropy_rl.model.transformer import Readout, RopeScaling, Transformer, TransformerConfig, head_weight
 
@@ -16,6 +16,7 @@ __all__ = [
     "TransformerConfig",
     "head_weight",
     "init_cache",
+    "is_hf_directory",
     "load_hf",
     "load_llama2c",
     "read_hf_config",

@@ -70,12 +70,14 @@ class HFTokenizer:
 
     Args:
         path: a directory, or a tokenizer.json in one.
+        chat: whether a prompt is a user's message in a conversation, by the chat template.
+        system: that conversation's system message; "" leaves it to the template.
 
     Raises:
         ValueError: for files that are missing or of another kind, or where nothing names an end mark.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, *, chat: bool = False, system: str = ""):
         from tokenizers import Tokenizer as Backend
 
         path = os.fspath(path)
@@ -106,6 +108,9 @@ class HFTokenizer:
             with open(separate) as file:
                 template = file.read()
         self._template: str | None = template
+        self._is_chat, self._system = chat, system
+        if chat and template is None:
+            raise ValueError(f"{path} has no chat template")
 
     def _stop_ids(self, directory: str) -> tuple[int, ...]:
         found = [] if self._marks["eos_token"] is None else [self._backend.token_to_id(self._marks["eos_token"])]
@@ -126,6 +131,14 @@ class HFTokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, nothing added."""
         return self._backend.encode(text, add_special_tokens=False).ids
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Ids of the conversation that asks ``text``, or of ``text`` itself; a start mark, where there is one, once."""
+        if self._is_chat:
+            messages = [{"role": "system", "content": self._system}] if self._system else []
+            text = self.chat([*messages, {"role": "user", "content": text}])
+        ids = self.encode(text)
+        return ids if self.bos_id is None or ids[:1] == [self.bos_id] else [self.bos_id, *ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``; special tokens and ids past the vocabulary give nothing."""
@@ -186,19 +199,26 @@ def render_chat(template: str, messages: Sequence[dict[str, str]], **variables: 
         raise ValueError(f"the chat template does not take this conversation: {error}") from None
 
 
-def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
+def load_tokenizer(path: str | os.PathLike, *, chat: bool = False, system: str = "") -> Tokenizer:
     """The tokenizer at ``path``: a SentencePiece ``.model``, a ``tokenizer.json``, or a directory of either kind.
 
+    Args:
+        path: of a file or a directory.
+        chat, system: see ``HFTokenizer``; SentencePiece models have no chat template.
+
     Raises:
-        ValueError: where nothing is there that can be read.
+        ValueError: where nothing is there that can be read, or a conversation is wanted without a template.
     """
     path = os.fspath(path)
     if not os.path.exists(path):
         raise ValueError(f"no tokenizer at {path}; experiments.train_tokenizer makes a SentencePiece model")
-    if path.endswith(".model"):
-        return SentencePieceTokenizer(path)
     if os.path.isdir(path) and not any(os.path.isfile(os.path.join(path, n)) for n in ("tokenizer.json", "merges.txt")):
-        if os.path.isfile(single := os.path.join(path, "tokenizer.model")):
-            return SentencePieceTokenizer(single)
-        raise ValueError(f"{path} has no tokenizer.json, no vocab.json and merges.txt, and no tokenizer.model")
-    return HFTokenizer(path)
+        path = os.path.join(path, "tokenizer.model")
+        if not os.path.isfile(path):
+            directory = os.path.dirname(path)
+            raise ValueError(f"{directory} has no tokenizer.json, no vocab.json and merges.txt, and no tokenizer.model")
+    if not path.endswith(".model"):
+        return HFTokenizer(path, chat=chat, system=system)
+    if chat:
+        raise ValueError(f"{path} is a SentencePiece model, which has no chat template")
+    return SentencePieceTokenizer(path)

@@ -162,6 +162,17 @@ def _weight_files(path: str) -> list[str]:
     raise ValueError(f"{path} has neither model.safetensors nor {_INDEX}")
 
 
+def is_hf_directory(path: str | os.PathLike) -> bool:
+    """Whether ``path`` has a config.json that names a model type, supported or not."""
+    if not os.fspath(path):
+        return False
+    try:
+        with open(os.path.join(path, "config.json")) as file:
+            return "model_type" in json.load(file)
+    except (OSError, ValueError):
+        return False
+
+
 def read_hf_config(path: str | os.PathLike) -> TransformerConfig:
     """The config of a directory's ``config.json``; see ``config_from_hf`` for errors."""
     file_name = os.path.join(path, "config.json")

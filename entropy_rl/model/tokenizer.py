@@ -9,20 +9,11 @@ import sentencepiece
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Text to ids and back.
-
-    ``bos_id`` starts every prompt, None where nothing does; ``eos_id`` ends a demonstration; any of ``stop_ids`` ends a
-    response.
-    """
+    """Text to ids and back; ``eos_id`` ends a demonstration, any of ``stop_ids`` a response."""
 
     @property
     def vocab_size(self) -> int:
         """Number of ids."""
-        ...
-
-    @property
-    def bos_id(self) -> int | None:
-        """The start mark."""
         ...
 
     @property
@@ -37,6 +28,10 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, without start or end marks."""
+        ...
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Ids of ``text`` as a prompt: with the start mark, and in a conversation where the tokenizer makes one."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -67,6 +62,10 @@ class CharTokenizer:
         except KeyError as error:
             raise ValueError(f"character {error.args[0]!r} is not in the alphabet {self._characters!r}") from None
 
+    def prompt_ids(self, text: str) -> list[int]:
+        """The start mark, then the characters' ids."""
+        return [self.bos_id, *self.encode(text)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Characters of the ids; other ids give nothing."""
         return "".join(self._characters[i - 3] for i in ids if 3 <= i < self.vocab_size)
@@ -95,6 +94,10 @@ class SentencePieceTokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``."""
         return self._model.encode(text)
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """The start piece, then the ids of ``text``."""
+        return [self.bos_id, *self.encode(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``; control pieces give nothing."""
