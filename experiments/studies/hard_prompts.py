@@ -31,6 +31,8 @@ DAPO: dict[str, Any] = {
     "recipe.options.reduction": "token_mean",
     "recipe.options.resample_rounds": 3,
 }
+# Ranked failures differ by a tenth at most, and lambda = 1 keeps their group's deviation from blowing that up.
+GENTLE: dict[str, Any] = {"r3.max_reward": 0.1, "recipe.options.advantage_epsilon": 1.0}
 CELLS = [
     grid.Cell("GRPO", CONFIG),
     grid.Cell("DAPO", CONFIG, DAPO),
@@ -38,6 +40,9 @@ CELLS = [
     grid.Cell("replay alone", CONFIG, OFF | {"r3.replays": 2}),
     grid.Cell("reflection alone", CONFIG, OFF | {"r3.reflections": 4}),
     grid.Cell("ranking alone", CONFIG, OFF | {"r3.max_reward": 0.5}),
+    grid.Cell("R3 without ranking", CONFIG, R3 | {"r3.max_reward": 0.0}),
+    grid.Cell("gentle ranking alone", CONFIG, OFF | GENTLE),
+    grid.Cell("R3, gentle ranking", CONFIG, R3 | GENTLE),
 ]
 COMMON: dict[str, Any] = {
     "steps": 500,
