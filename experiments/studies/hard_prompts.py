@@ -42,7 +42,7 @@ CELLS = [
     grid.Cell("ranking alone", CONFIG, OFF | {"r3.max_reward": 0.5}),
     grid.Cell("R3 without ranking", CONFIG, R3 | {"r3.max_reward": 0.0}),
     grid.Cell("gentle ranking alone", CONFIG, OFF | GENTLE),
-    grid.Cell("R3, gentle ranking", CONFIG, R3 | GENTLE),
+    grid.Cell("R3 with gentle ranking", CONFIG, R3 | GENTLE),
 ]
 COMMON: dict[str, Any] = {
     "steps": 500,
