@@ -14,7 +14,7 @@ from configs.sizes import sized
 def get_config(arg: str = ""):
     """The embedded task, with each method's options as in its own config."""
     config = sized(arg)
-    use_recipe(config, "grpo")
+    use_recipe(config, "grpo", advantage_epsilon=1.0)  # for R3's ranking
     config.methods = "r3,e3rl,sent,entrocraft"
     own = {"entrocraft": entrocraft.get_config(arg), "e3rl": e3rl.get_config(arg), "r3": r3.get_config(arg)}
     for name, method in own.items():

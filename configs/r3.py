@@ -23,7 +23,7 @@ TEMPLATE = (
 def get_config(arg: str = ""):
     """The embedded task, or the paper's setting."""
     config = sized(arg, {"r1_distill_1_5b": functools.partial(paper, "r1_distill_1_5b", **SETTING)})
-    use_recipe(config, "grpo")
+    use_recipe(config, "grpo", advantage_epsilon=1.0)  # ranked failures stay small beside successes
     config.methods = "r3"
     if arg in ("", "tiny"):
         config.task.options = dict(config.task.options.to_dict(), size=512 if not arg else 16)

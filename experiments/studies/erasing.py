@@ -31,7 +31,7 @@ from experiments.pretrain import base_params
 from experiments.studies import grid
 
 CONFIG = "configs/e3rl.py"
-TOKENS = 900_000  # of a training run
+TOKENS = 700_000  # of a training run
 PROBLEMS, SAMPLES, BATCH, WARM_UP = 512, 8, 128, 4
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -21,6 +21,7 @@ RANKED: dict[str, Any] = {
 }
 R3: dict[str, Any] = {
     "methods": "r3",
+    "r3.max_reward": 0.5,
     "r3.reflections": 4,
     "r3.reflection_template": "{problem}{failure}?",
     "sampling.max_prompt": 40,  # a problem and a failure to reflect on

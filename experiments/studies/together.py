@@ -20,15 +20,14 @@ SUBSETS = {
     "SENT": "sent",
     "R3": "r3",
     "all four": "r3,e3rl,sent,entrocraft",
-    "all but E3RL": "r3,sent,entrocraft",
 }
 CELLS = [grid.Cell(name, CONFIG, {"methods": methods}) for name, methods in SUBSETS.items()]
 COMMON: dict[str, Any] = {
-    "steps": 220,
-    "stop_at_tokens": 1_100_000,
+    "steps": 200,
+    "stop_at_tokens": 800_000,
     "task.options.size": 1024,
     "curriculum.problems": 1024,
-    "entrocraft.num_steps": 190,
+    "entrocraft.num_steps": 150,
 }
 
 

@@ -21,7 +21,7 @@ def r3(
     reflection_template: str = "{problem}{failure}",
     max_tokens: int = 1 << 22,
     per_prompt: int = 8,
-    max_reward: float = 0.5,
+    max_reward: float = 0.1,
     top_fraction: float = 0.2,
     length_bonus: float = 1.0,
 ) -> Recipe:
@@ -36,6 +36,8 @@ def r3(
         max_tokens, per_prompt: bounds of the buffer, per process: tokens over all prompts; successes, and failures, of
             one prompt.
         max_reward: of the ranking among the failures of an all-failed group, which then is their reward; 0: no ranking.
+            Where the advantages are divided by the group's deviation, give the recipe an ``advantage_epsilon`` of 1 or
+            so: with a tiny one, ranks weigh as much as success whatever this is.
         top_fraction: tokens of a response whose entropy makes its peak.
         length_bonus: weight of max(0, 1 - l / L_max) added to the reward of correct responses.
 
