@@ -40,7 +40,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "cuda": ["jax[cuda12]>=0.10.2,<0.12"],
-        "hf": ["jinja2>=3.1,<4", "safetensors>=0.5,<1", "tokenizers>=0.20,<1"],
+        "hf": ["jinja2>=3.1.6,<4", "safetensors>=0.5,<1", "tokenizers>=0.20,<1"],
         "parity": ["torch==2.13.0", "transformers>=5,<6"],  # what the slow tests hold models and tokenizers against
         "wandb": ["wandb>=0.18,<1"],
         "test": [

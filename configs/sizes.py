@@ -1,8 +1,6 @@
 """The sizes a recipe's config comes in: the embedded task on a CPU, and the papers' own settings."""
 
 import dataclasses
-import json
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +10,7 @@ from ml_collections.config_dict import placeholder
 from configs.common import base_config
 from entropy_rl.data.templates import PROMPTS
 from entropy_rl.model import is_hf_directory, read_hf_config
+from entropy_rl.model.hf_tokenizer import load_tokenizer
 
 _QWEN3 = dict(
     qk_norm=True, num_heads=32, num_kv_heads=8, head_dim=128, rope_theta=1e6, num_layers=36, vocab_size=151_936
@@ -74,16 +73,6 @@ def paper(model: str, *, data: str, prompts: int, minibatch: int, samples: int, 
     return config
 
 
-def _has_chat(path: str) -> bool:
-    if os.path.isfile(os.path.join(path, "chat_template.jinja")):
-        return True
-    try:
-        with open(os.path.join(path, "tokenizer_config.json")) as file:
-            return bool(json.load(file).get("chat_template"))
-    except (OSError, ValueError):
-        return False
-
-
 def own_model(path: str) -> ConfigDict:
     """A model of your own, from a Hugging Face directory, on GSM8K: sizes to begin with, every one a flag.
 
@@ -95,7 +84,11 @@ def own_model(path: str) -> ConfigDict:
     config.model.update(fields | {"param_dtype": "float32"})
     if scaling is not None:
         config.model.rope_scaling.update(scaling)
-    config.base, config.tokenizer.path, config.tokenizer.chat = path, path, _has_chat(path)
+    config.base, config.tokenizer.path, config.tokenizer.chat = (
+        path,
+        path,
+        getattr(load_tokenizer(path), "has_chat", False),
+    )
     config.pretrain.steps = 0
     config.task.name, config.task.options = "gsm8k", dict(directory="", data_dir=placeholder(str), template="boxed")
     config.sampling.max_prompt, config.sampling.max_response = 512, 1024

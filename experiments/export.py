@@ -2,7 +2,8 @@
 
     python -m experiments.export --workdir=runs/mine --step=best --out=exported
 
-Where the run started from such a directory, its config.json and tokenizer files go along.
+Where the run started from such a directory, or ``--like`` names one of the same architecture, its config.json and
+tokenizer files go along.
 """
 
 import os
@@ -17,7 +18,7 @@ from experiments.building import build, load_config, one_sentence
 from experiments.evaluate import policy_at
 
 
-def export(workdir: str, out: str, *, step: str, dtype: str | None) -> None:
+def export(workdir: str, out: str, *, step: str, dtype: str | None, like: str | None = None) -> None:
     """Reads the checkpoint and writes ``out``."""
     with one_sentence():
         config = load_config(workdir)
@@ -26,9 +27,14 @@ def export(workdir: str, out: str, *, step: str, dtype: str | None) -> None:
         params, number, _ = policy_at(parts, workdir, step)
         if dtype is not None:
             params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params)
-        like = config.base if is_hf_directory(config.base) else None
+        if like is None and is_hf_directory(config.base):
+            like = config.base
+        if like is None and config.base and not os.path.isdir(config.base):
+            raise ValueError(f"config.base={config.base} is not there; name its directory with --like")
         save_hf(parts.model.config, params, out, like=like)
     print(f"{'base policy' if step == 'base' else f'step {number}'} of {workdir} is in {os.path.abspath(out)}")
+    if like is None:
+        print("it has no tokenizer files: the run did not start from a Hugging Face directory, and --like names none")
 
 
 def main(argv) -> None:
@@ -37,12 +43,15 @@ def main(argv) -> None:
         raise app.UsageError(f"unknown arguments {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)
     f = flags.FLAGS
-    export(f.workdir, f.out, step=f.step, dtype=f.dtype)
+    export(f.workdir, f.out, step=f.step, dtype=f.dtype, like=f.like)
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "A run.", required=True)
-    flags.DEFINE_string("out", None, "The directory to write; it must not hold weights yet.", required=True)
+    flags.DEFINE_string("out", None, "The directory to write; it must be empty or new.", required=True)
     flags.DEFINE_string("step", "latest", "A checkpoint's step, latest, best, or base (before training).")
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the written parameters; default the run's.")
+    flags.DEFINE_string(
+        "like", None, "A directory to take config.json and tokenizer files from; default the run's base."
+    )
     app.run(main)

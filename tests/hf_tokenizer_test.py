@@ -102,6 +102,21 @@ def test_a_start_mark_is_put_once(tmp_path):
     assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 1)
     assert tokenizer.prompt_ids("a b") == [0, 2, 3]
     assert load_tokenizer(tmp_path, chat=True).prompt_ids("a") == [0, 2]
+    config["chat_template"] = "{{ messages[0].content }}"  # without a start mark: none is put there
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert load_tokenizer(tmp_path, chat=True).prompt_ids("a") == [2]
+
+    backend.enable_truncation(2)
+    backend.enable_padding(length=7)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).encode("a b a b") == [2, 3, 2, 3]
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 2}))  # not asked where the tokenizer says it
+    assert load_tokenizer(tmp_path).stop_ids == (1,)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 1]}))
+    assert load_tokenizer(tmp_path).stop_ids == (1, 3)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 99}))
+    with pytest.raises(ValueError, match="the end mark 99 is not one of 5 ids"):
+        load_tokenizer(tmp_path)
 
 
 def test_templates_are_sandboxed():
@@ -112,8 +127,13 @@ def test_templates_are_sandboxed():
         render_chat("{{ messages.append(1) }}", messages)
     with pytest.raises(ValueError, match="no system role here"):
         render_chat("{{ raise_exception('no system role here') }}", messages)
-    with pytest.raises(ValueError, match="does not take this conversation"):
-        render_chat("{% if %}", messages)
+    for wrong in ("{% if %}", "{{ 1 / 0 }}", "{{ none.x.y }}"):
+        with pytest.raises(ValueError, match="does not take this conversation"):
+            render_chat(wrong, messages)
+    with pytest.raises(ValueError, match="unexpected keyword argument 'default'"):
+        render_chat("{{ messages | tojson(default='{}'.format) }}", messages)
+    given = "{% generation %}{{ tools is none and documents is none }}{% endgeneration %}{{ 1 | tojson(false, 4) }}"
+    assert render_chat(given, messages) == "True1"
 
 
 def test_wrong_input(tmp_path, data_dir):
@@ -124,6 +144,9 @@ def test_wrong_input(tmp_path, data_dir):
     raw = gzip.decompress((data_dir / "tokenizers" / "mistral" / "tokenizer.model.v1.gz").read_bytes())
     (tmp_path / "tokenizer.model").write_bytes(raw)
     assert isinstance(load_tokenizer(tmp_path), SentencePieceTokenizer)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<|im_end|>": 32000}))
+    with pytest.raises(ValueError, match=r"has added tokens beside its tokenizer\.model"):
+        load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="is no tokenizer"):
         load_tokenizer(tmp_path)

@@ -30,7 +30,7 @@ def _rope(hf: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     options = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
     theta = float(options.get("rope_theta") or hf.get("rope_theta") or 10_000.0)
     kind = options.get("rope_type") or options.get("type") or "default"
-    if hf.get("partial_rotary_factor", options.get("partial_rotary_factor", 1.0)) != 1.0:
+    if 1.0 not in (part := {hf.get("partial_rotary_factor"), options.get("partial_rotary_factor")}) and part != {None}:
         _refuse("rotary positions on a part of the head only (partial_rotary_factor)")
     if kind == "default":
         return theta, None
@@ -55,19 +55,28 @@ def config_from_hf(hf: dict[str, Any]) -> TransformerConfig:
     Raises:
         ValueError: for a model type or an option that is not supported, by name, or a missing size.
     """
+    try:
+        return _config_from_hf(hf)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"config.json is not as its model type has it: {type(error).__name__} {error}") from None
+
+
+def _config_from_hf(hf: dict[str, Any]) -> TransformerConfig:
     family = hf.get("model_type")
     if family not in FAMILIES:
         raise ValueError(f"model type {family!r} is not one of {', '.join(FAMILIES)}")
+    if hf.get("quantization_config"):
+        _refuse("quantization_config (weights that are not float32, bfloat16 or float16)")
     if missing := [name for name in _SIZES.values() if not hf.get(name)]:
         raise ValueError(f"config.json has no {', '.join(missing)}")
     sizes: dict[str, Any] = {ours: int(hf[theirs]) for ours, theirs in _SIZES.items()}
-    if hf.get("hidden_act", "silu") != "silu":
+    if (hf.get("hidden_act") or "silu") != "silu":
         _refuse(f"hidden_act={hf['hidden_act']!r}")
     for option in ("attention_bias", "mlp_bias"):
         if hf.get(option):
             _refuse(f"{option}: true")
     window = hf.get("sliding_window") if hf.get("use_sliding_window", family == "mistral") else None
-    if window and window < hf.get("max_position_embeddings", window + 1):
+    if window and window < (hf.get("max_position_embeddings") or window + 1):
         raise ValueError(
             f"attention over a sliding window of {window} tokens is not supported; where your sequences are no longer "
             f"than that, set sliding_window to null in config.json"
@@ -84,7 +93,7 @@ def config_from_hf(hf: dict[str, Any]) -> TransformerConfig:
         head_dim=int(hf.get("head_dim") or default),
         rope_theta=theta,
         rope_scaling=scaling,
-        norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
+        norm_eps=float(hf.get("rms_norm_eps") or 1e-6),
         qkv_bias=family == "qwen2",
         qk_norm=family == "qwen3",
         tied_embeddings=bool(hf.get("tie_word_embeddings", False)),

@@ -15,6 +15,7 @@ from entropy_rl.model.tokenizer import SentencePieceTokenizer, Tokenizer
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_SP_MARKS = ("<unk>", "<s>", "</s>", "<pad>")
 
 
 def _read_json(path: str) -> dict[str, Any]:
@@ -89,6 +90,8 @@ class HFTokenizer:
                 self._backend = Backend.from_file(single)
             except Exception as error:  # the library raises bare Exceptions
                 raise ValueError(f"{single} is no tokenizer: {error}") from None
+            self._backend.no_truncation()  # what a fine-tune left in the file
+            self._backend.no_padding()
         elif os.path.isfile(os.path.join(directory, "merges.txt")):
             self._backend = _from_merges(directory, options)
         else:
@@ -113,14 +116,20 @@ class HFTokenizer:
             raise ValueError(f"{path} has no chat template")
 
     def _stop_ids(self, directory: str) -> tuple[int, ...]:
-        found = [] if self._marks["eos_token"] is None else [self._backend.token_to_id(self._marks["eos_token"])]
+        """The tokenizer's own, then generation_config.json's; config.json's only where there is neither."""
+        mark = self._marks["eos_token"]
+        found = [] if mark is None else [self._backend.token_to_id(mark)]
+        if mark is not None and found[0] is None:
+            raise ValueError(f"{directory}: the end mark {mark!r} is no token")
         for name in ("generation_config.json", "config.json"):
             stated = _read_json(os.path.join(directory, name)).get("eos_token_id")
-            found += stated if isinstance(stated, list) else [stated]
-        ids = [int(number) for number in found if number is not None]
-        if not ids:
+            if name == "generation_config.json" or not found:
+                found += stated if isinstance(stated, list) else [] if stated is None else [stated]
+        if not found:
             raise ValueError(f"{directory} names no end mark: eos_token in tokenizer_config.json is missing")
-        return tuple(dict.fromkeys(ids))
+        if wrong := [number for number in found if not 0 <= int(number) < self.vocab_size]:
+            raise ValueError(f"{directory}: the end mark {wrong[0]} is not one of {self.vocab_size} ids")
+        return tuple(dict.fromkeys(int(number) for number in found))
 
     def _start_id(self) -> int | None:
         """What the tokenizer itself puts before a text."""
@@ -133,10 +142,10 @@ class HFTokenizer:
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Ids of the conversation that asks ``text``, or of ``text`` itself; a start mark, where there is one, once."""
+        """Ids of the conversation that asks ``text``; without one, of ``text`` behind the start mark, if there is one."""
         if self._is_chat:
             messages = [{"role": "system", "content": self._system}] if self._system else []
-            text = self.chat([*messages, {"role": "user", "content": text}])
+            return self.encode(self.chat([*messages, {"role": "user", "content": text}]))  # its marks are its own
         ids = self.encode(text)
         return ids if self.bos_id is None or ids[:1] == [self.bos_id] else [self.bos_id, *ids]
 
@@ -180,23 +189,49 @@ def render_chat(template: str, messages: Sequence[dict[str, str]], **variables: 
     import jinja2.ext
     import jinja2.sandbox
 
+    class Generation(jinja2.ext.Extension):
+        """``{% generation %}`` marks the assistant's text for other uses; here it is text."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser):
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
     def refuse(message: str):
         raise jinja2.exceptions.TemplateError(message)
 
-    def to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+    # These arguments and no others: json.dumps takes functions too, which a template must not be able to hand over.
+    def to_json(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+        return json.dumps(
+            value, ensure_ascii=bool(ensure_ascii), indent=indent, separators=separators, sort_keys=bool(sort_keys)
+        )
 
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, Generation]
     )
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     try:
         compiled = environment.from_string(template)
-        return compiled.render(messages=list(messages), add_generation_prompt=True, **variables)
-    except jinja2.exceptions.TemplateError as error:
+        given = {"tools": None, "documents": None} | variables
+        return compiled.render(messages=list(messages), add_generation_prompt=True, **given)
+    except Exception as error:  # whatever a template does wrong
         raise ValueError(f"the chat template does not take this conversation: {error}") from None
+
+
+def _check_sentencepiece(directory: str) -> None:
+    """Raises ValueError where a directory's configs say more than its tokenizer.model."""
+    options = _read_json(os.path.join(directory, "tokenizer_config.json"))
+    added = [token for token in options.get("added_tokens_decoder", {}).values() if _content(token) not in _SP_MARKS]
+    added += list(_read_json(os.path.join(directory, "added_tokens.json")))
+    if added or options.get("chat_template"):
+        what = "added tokens" if added else "a chat template"
+        raise ValueError(
+            f"{directory} has {what} beside its tokenizer.model, but no tokenizer.json; make one: "
+            f"AutoTokenizer.from_pretrained({directory!r}).save_pretrained({directory!r}) in transformers"
+        )
 
 
 def load_tokenizer(path: str | os.PathLike, *, chat: bool = False, system: str = "") -> Tokenizer:
@@ -217,6 +252,7 @@ def load_tokenizer(path: str | os.PathLike, *, chat: bool = False, system: str =
         if not os.path.isfile(path):
             directory = os.path.dirname(path)
             raise ValueError(f"{directory} has no tokenizer.json, no vocab.json and merges.txt, and no tokenizer.model")
+        _check_sentencepiece(os.path.dirname(path))
     if not path.endswith(".model"):
         return HFTokenizer(path, chat=chat, system=system)
     if chat:

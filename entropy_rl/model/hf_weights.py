@@ -129,10 +129,16 @@ class _Directory:
         ignored = {name for name in where if name.endswith("rotary_emb.inv_freq")} | may_have
         if extra := sorted(where.keys() - wanted.keys() - ignored):
             raise ValueError(f"{path} holds {_some(extra)}, which a model of its config.json does not have")
+        self._where = where
         for name, shape in wanted.items():
+            stored_type = self[name].get_dtype()
+            if stored_type not in ("F32", "BF16", "F16"):
+                raise ValueError(f"{path}: {name} is stored as {stored_type}, not as F32, BF16 or F16")
             if (stored := tuple(self._files[where[name]].get_slice(name).get_shape())) != shape:
                 raise ValueError(f"{path}: {name} has shape {list(stored)}, its config.json asks for {list(shape)}")
-        self._where = where
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
 
     def __getitem__(self, name: str) -> Any:
         return self._files[self._where[name]].get_slice(name)
@@ -144,15 +150,18 @@ def _some(names: list[str]) -> str:
 
 def _weight_files(path: str) -> list[str]:
     """The safetensors files of a directory; ValueError says what else is there."""
+    if os.path.isfile(os.path.join(path, "model.safetensors")):
+        return ["model.safetensors"]
     index = os.path.join(path, _INDEX)
     if os.path.isfile(index):
         with open(index) as file:
-            names = sorted(set(json.load(file)["weight_map"].values()))
+            try:
+                names = sorted(set(json.load(file)["weight_map"].values()))
+            except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+                raise ValueError(f"{index} has no weight_map of tensors to files") from None
         if missing := [name for name in names if not os.path.isfile(os.path.join(path, name))]:
             raise ValueError(f"{path} lacks {_some(missing)}, which its {_INDEX} names")
         return names
-    if os.path.isfile(os.path.join(path, "model.safetensors")):
-        return ["model.safetensors"]
     present = sorted(os.listdir(path))
     if pickled := [name for name in present if name.endswith((".bin", ".pt", ".pth"))]:
         raise ValueError(
@@ -168,7 +177,8 @@ def is_hf_directory(path: str | os.PathLike) -> bool:
         return False
     try:
         with open(os.path.join(path, "config.json")) as file:
-            return "model_type" in json.load(file)
+            hf = json.load(file)
+            return isinstance(hf, dict) and "model_type" in hf
     except (OSError, ValueError):
         return False
 
@@ -183,6 +193,8 @@ def read_hf_config(path: str | os.PathLike) -> TransformerConfig:
             hf = json.load(file)
         except json.JSONDecodeError as error:
             raise ValueError(f"{file_name} is no JSON: {error}") from None
+    if not isinstance(hf, dict):
+        raise ValueError(f"{file_name} holds no object")
     try:
         return config_from_hf(hf)
     except ValueError as error:
@@ -209,6 +221,8 @@ def load_hf(
     """
     path = os.fspath(path)
     config = read_hf_config(path)
+    if dtype not in (None, "float32", "bfloat16"):
+        raise ValueError(f"dtype {dtype!r} is not float32 or bfloat16")
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
     tensors = _tensors(config)
@@ -220,6 +234,8 @@ def load_hf(
         for layer in range(config.num_layers)
     }
     directory = _Directory(path, wanted, may_have={"lm_head.weight"} if config.tied_embeddings else set())
+    if config.tied_embeddings and "lm_head.weight" in directory:
+        _check_tied(path, directory, config.vocab_size)
     if callable(sharding):
         sharding = sharding(model)
     if sharding is None:
@@ -234,6 +250,18 @@ def load_hf(
     return config, {"params": jax.tree_util.tree_map_with_path(load, shapes, sharding["params"])}
 
 
+def _check_tied(path: str, directory: _Directory, vocab_size: int) -> None:
+    """Raises ValueError where a head is stored beside embeddings it is said to be, and is not."""
+    head, embedding = directory["lm_head.weight"], directory["model.embed_tokens.weight"]
+    for first in range(0, vocab_size, 4096):
+        rows = slice(first, min(first + 4096, vocab_size))
+        if not np.array_equal(head[rows], embedding[rows]):
+            raise ValueError(
+                f"{path} ties its embeddings but stores another lm_head.weight; set tie_word_embeddings to false in "
+                "its config.json, or remove the tensor"
+            )
+
+
 def _load_parameter(
     directory: _Directory, tensor: _Tensor, shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding, *,
     is_stacked: bool,
@@ -242,7 +270,7 @@ def _load_parameter(
 
     def shard(index: tuple[slice, ...]) -> np.ndarray:
         if not is_stacked:
-            return np.asarray(_read(directory[tensor.name], tensor, index)).astype(shape.dtype)
+            return np.asarray(_read(directory[tensor.name], tensor, index)).astype(shape.dtype, copy=False)
         layers = range(*index[0].indices(shape.shape[0]))
         sizes = [len(range(*s.indices(n))) for s, n in zip(index, shape.shape, strict=True)]
         part = np.empty(sizes, shape.dtype)
@@ -308,13 +336,13 @@ def save_hf(
         max_file_bytes: of one safetensors file; what a process holds in memory while it writes.
 
     Raises:
-        ValueError: for options no family has, where ``like`` holds another architecture, or ``path`` weights already.
+        ValueError: for options no family has, where ``like`` holds another architecture, or ``path`` something already.
     """
     from safetensors.numpy import save_file
 
     path = os.fspath(path)
-    if os.path.isdir(path) and (there := [n for n in os.listdir(path) if ".safetensors" in n]):
-        raise ValueError(f"{path} already holds weights ({_some(sorted(there))}); choose another directory")
+    if os.path.isdir(path) and (there := os.listdir(path)):
+        raise ValueError(f"{path} is not empty ({_some(sorted(there))}); choose another directory")
     if like is None:
         hf = config_to_hf(config)
     else:
@@ -334,8 +362,10 @@ def save_hf(
     names = [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
     names = ["model.safetensors"] if len(files) == 1 else names
     is_main = jax.process_index() == 0
+    path, whole = f"{path.rstrip(os.sep)}.partial", path  # renamed when it is whole
     if is_main:
-        os.makedirs(path, exist_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+        os.makedirs(path)
     for name, entries in zip(names, files, strict=True):
         arrays = {tensor: fetch() for tensor, _, fetch in entries}
         if is_main:
@@ -350,7 +380,8 @@ def save_hf(
     for name in _COMPANIONS if like is not None else ():
         if os.path.isfile(source := os.path.join(like, name)):  # type: ignore[arg-type]
             shutil.copy(source, os.path.join(path, name))
-    _write_json(os.path.join(path, "config.json"), hf)  # last: a directory without it is not whole
+    _write_json(os.path.join(path, "config.json"), hf)
+    os.replace(path, whole)
 
 
 def _write_json(path: str, value: Any) -> None:
