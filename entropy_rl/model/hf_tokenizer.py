@@ -142,7 +142,7 @@ class HFTokenizer:
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Ids of the conversation that asks ``text``; without one, of ``text`` behind the start mark, if there is one."""
+        """Ids of the conversation that asks ``text``; without one, of ``text`` behind the start mark, if any."""
         if self._is_chat:
             messages = [{"role": "system", "content": self._system}] if self._system else []
             return self.encode(self.chat([*messages, {"role": "user", "content": text}]))  # its marks are its own
