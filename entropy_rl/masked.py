@@ -56,9 +56,14 @@ def lowest(values: Float[Array, "..."], mask: Bool[Array, "..."], count: Int[Arr
 def fraction_of(fraction: float, count: Int[Array, "*R"] | int, *, up: bool = False) -> Int[Array, "*R"]:
     """floor(fraction * count), or with ``up`` the ceiling, exactly: .7 of 10 is 7, and so on for millions.
 
-    ``fraction`` is taken as the nearest rational with a denominator of at most 46340, so that int32 holds every step.
+    ``fraction`` is taken as the nearest rational with a denominator of at most a million, or smaller where int32 could
+    not hold every step.
     """
-    rational = Fraction(fraction).limit_denominator(46340)
+    rational = Fraction(fraction).limit_denominator(1_000_000)
+    if rational > Fraction(1, 2):  # the part that is left out has the smaller numerator
+        return jnp.asarray(count, jnp.int32) - fraction_of(float(1 - rational), count, up=not up)
+    if rational.numerator * rational.denominator >= 1 << 31:
+        rational = rational.limit_denominator(46340)
     over, under = rational.numerator, rational.denominator
     count = jnp.asarray(count, jnp.int32)
     rest = over * (count % under) + (under - 1 if up else 0)

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -291,6 +292,10 @@ def check_rows(config: ConfigDict, recipe: Recipe, mesh: Any) -> None:
     prompts = batch.prompts + (recipe.replay.reflections * jax.process_count() if recipe.replay else 0)
     group = recipe.rows_per_group(batch.samples)
     pieces = batch.minibatches * batch.microbatches
+    if batch.samples == 1 and recipe.reads_rewards and group == 1:
+        raise ValueError(
+            "config.batch.samples=1 leaves nothing to compare a response with: every advantage would be 0; use 2"
+        )
     if prompts % shards:
         raise ValueError(
             f"{prompts} prompts (config.batch.prompts, and config.r3.reflections) do not divide over {shards} shards"
@@ -312,6 +317,16 @@ def random_params(parts: Parts) -> Any:
 def make_run_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """(optimizer, its learning rate by optimizer step) of a training run."""
     opt = config.optimizer
+    for name, is_right in {
+        "learning_rate": opt.learning_rate >= 0,
+        "b1": 0 <= opt.b1 < 1,
+        "b2": 0 <= opt.b2 < 1,
+        "epsilon": opt.epsilon > 0,
+        "weight_decay": opt.weight_decay >= 0,
+        "max_grad_norm": opt.max_grad_norm > 0,
+    }.items():
+        if not (is_right and math.isfinite(opt[name])):
+            raise ValueError(f"config.optimizer.{name}={opt[name]} is out of range")
     rate = learning_rate_schedule(
         opt.schedule,
         peak=opt.learning_rate,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from entropy_rl.objectives.methods import METHODS
 from entropy_rl.parallel import multihost
 
 
@@ -30,6 +31,7 @@ def run(function: Callable[..., object]) -> None:
             raise app.UsageError(f"unknown arguments {' '.join(argv[1:])}")
         if flags.FLAGS.multihost:
             multihost.initialize()
+        _refuse_idle_options(config.value, config_flags.get_override_values(flags.FLAGS["config"]))
         try:
             function(config.value, workdir.value, allow_config_change=change.value)
         except KeyboardInterrupt:
@@ -37,6 +39,16 @@ def run(function: Callable[..., object]) -> None:
             os._exit(130)  # a compilation may still be running in a thread of its own, and would crash on the way out
 
     app.run(main, flags_parser=_parse)
+
+
+def _refuse_idle_options(config, overridden) -> None:
+    """Ends the program where the command line sets an option of a method that is off."""
+    named = [name.strip() for name in config.methods.split(",")]
+    for key in overridden:
+        method = key.partition(".")[0]
+        if method in METHODS and method not in named:
+            print(f"error: --config.{key} has no effect: add {method} to config.methods", file=sys.stderr)
+            sys.exit(2)
 
 
 def _parse(argv: list[str]) -> list[str]:

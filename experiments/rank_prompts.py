@@ -133,6 +133,15 @@ def check_ranking(parts: Parts, recipe: Recipe) -> None:
         raise ValueError(f"config.curriculum.weighting {options.weighting!r} is not one of {', '.join(WEIGHTINGS)}")
     if options.path and not os.path.isfile(options.path):
         raise ValueError(f"config.curriculum.path={options.path} is no file; experiments.rank_prompts makes one")
+    if not 0 <= options.max_accuracy <= 1:
+        raise ValueError(f"config.curriculum.max_accuracy={options.max_accuracy} must lie in [0, 1]")
+    if recipe.curriculum_stages > parts.config.steps:
+        raise ValueError(
+            f"config.sent.stages={recipe.curriculum_stages} is more than the run's {parts.config.steps} steps"
+        )
+    ranked = len(_lines(options.path)) if options.path else min(options.problems, len(parts.problems("train")))
+    if recipe.curriculum_stages > ranked:
+        raise ValueError(f"{ranked} ranked problems cannot be split into config.sent.stages={recipe.curriculum_stages}")
     if _is_ranked(parts, recipe) and not options.path and not hasattr(parts.task, "same_answer"):
         raise ValueError("this task has no same_answer(problem, first, second), so its responses cannot be clustered")
 

@@ -7,6 +7,7 @@ a checkpoint goes on from it, and ends bit for bit where a run that was never st
 """
 
 import json
+import math
 import os
 import resource
 import sys
@@ -217,7 +218,8 @@ def _summarise(
             json.dump(summary, file, indent=2)
         print(f"\n{num_problems} held-out problems, steps {before['step']} and {after['step']}:")
         print(comparison(before, after))
-        print(f"entropy {summary['entropy_first']:.3f} -> {summary['entropy_last']:.3f} nats per token;", end=" ")
+        first, last = (math.nan if summary[k] is None else summary[k] for k in ("entropy_first", "entropy_last"))
+        print(f"entropy {first:.3f} -> {last:.3f} nats per token;", end=" ")
         print(f"{sampled_tokens:,} tokens sampled in {seconds:,.0f} s; everything is in {workdir}")
     return summary
 

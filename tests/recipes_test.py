@@ -350,6 +350,103 @@ def test_erased_attempts_are_beside_the_batch():
     assert np.all(gradient[5][erased] > 0)  # pushed down
 
 
+BAND = {"band": "constant", "low": (5.0, 5.0), "high": (6.0, 6.0)}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"select": "predicted", "full_at": 20.0},
+        {"select": "sign"},
+        {"select": "controlled"},
+        {"select": "controlled_rejection", "max_gain": 90.0},
+    ],
+)
+def test_erased_attempts_are_beside_the_band(options):
+    """Whatever Entrocraft does to the others it does without them, and a biased one keeps what it shares."""
+    recipe_of = lambda methods: add_methods(make_recipe("grpo"), FACTS, methods)
+    erasing = {"e3rl": ON["e3rl"] | {"credit": "uniform"}}
+    both, alone = recipe_of(erasing | {"entrocraft": BAND | options}), recipe_of({"entrocraft": BAND | options})
+    others, changed = np.arange(ROWS) != 5, 0
+    for seed in range(6):
+        rollout, _ = batch(seed)
+        rollout = with_method_fields(both, rollout)
+        gone = rollout.replace(
+            segments=None, origin=rollout.origin.at[5].set(ABSENT), loss_mask=rollout.loss_mask.at[5].set(False)
+        )
+        ready, want = prepared(both, rollout)[0], prepared(alone, gone)[0]
+        for name in ("advantages", "loss_mask"):
+            np.testing.assert_array_equal(getattr(ready, name)[others], getattr(want, name)[others])
+        plain = prepared(make_recipe("grpo"), gone)[0]
+        changed += not np.array_equal(want.advantages, plain.advantages)
+        changed += not np.array_equal(want.loss_mask, plain.loss_mask)
+        erased = np.asarray(rollout.loss_mask)[5]
+        np.testing.assert_array_equal(np.asarray(ready.advantages)[5][erased], -0.5)
+    assert changed
+
+
+def test_token_kl_of_sent_is_where_its_weights_are():
+    """The loss is GRPO's plus beta_t k3 per token, in float64; outside T_low it has no gradient of the KL."""
+    rollout, log_probs = batch(4)
+    base = make_recipe("grpo")
+    recipe = add_methods(base, FACTS, {"sent": {"high_covariance_fraction": 0.3}})
+    ready, plain = prepared(recipe, rollout)[0], prepared(base, rollout)[0]
+    (value, (gradient, _)), (want, (plain_gradient, _)) = (
+        loss_and_gradient(r, x, log_probs) for r, x in ((recipe, ready), (base, plain))
+    )
+    mask, weight = np.asarray(ready.loss_mask), np.asarray(ready.weights["kl_ref"], np.float64)
+    assert set(np.unique(weight[mask]).round(6)) == {0.0, 0.05, 0.2}
+    share = mask / np.maximum(mask.sum(1, keepdims=True), 1) / mask.any(1).sum()
+    gap = np.asarray(ready.ref_log_probs, np.float64) - np.asarray(log_probs, np.float64)
+    k3 = np.exp(gap) - 1 - gap
+    np.testing.assert_allclose(float(value), float(want) + np.sum(share * weight * k3), rtol=1e-5)
+    np.testing.assert_allclose(gradient, plain_gradient + share * weight * (1 - np.exp(gap)), atol=1e-6)
+    low = np.asarray(ready.weights["kl_ref"]) > 0
+    np.testing.assert_array_equal(np.asarray(gradient)[~low], np.asarray(plain_gradient)[~low])
+
+
+def test_a_penalty_for_length_comes_on_top_of_a_rank():
+    rollout, _ = batch(9, rewards=np.zeros(ROWS))
+    options = {"overlong_buffer": RESPONSE - 1}
+    ranked, punished = make_recipe("grpo"), make_recipe("grpo", **options)
+    both = add_methods(punished, FACTS, {"r3": {"max_reward": 0.5}})
+    rank = prepared(add_methods(ranked, FACTS, {"r3": {"max_reward": 0.5}}), rollout)[0].rewards
+    penalty = prepared(punished, rollout)[0].rewards
+    assert np.any(np.asarray(rank) > 0)
+    assert np.any(np.asarray(penalty) < 0)
+    np.testing.assert_allclose(prepared(both, rollout)[0].rewards, rank + penalty, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "words"),
+    [
+        ("entrocraft", BAND | {"select": "sign", "proportional": 3.0}, "entrocraft proportional=3.0 has no effect"),
+        ("entrocraft", BAND | {"select": "controlled", "margin": 0.1}, "entrocraft margin=0.1 has no effect"),
+        ("entrocraft", BAND | {"margin": math.nan}, "entrocraft margin=nan must be finite"),
+        ("entrocraft", {"band": math.sqrt}, "entrocraft band is no jnp function step"),
+        ("entrocraft", {"band": lambda step: (jnp.zeros(2), step)}, "not two numbers"),
+        ("e3rl", {"credit": "uniform", "credit_layer": 1}, "e3rl credit_layer=1 has no effect"),
+        ("e3rl", {"erased_weight": 0.3}, "e3rl erased_weight=0.3 has no effect"),
+        ("e3rl", {"min_attempts": 3}, "e3rl min_attempts=3 has no effect"),
+        ("e3rl", {"growth": math.nan}, "e3rl growth=nan must be finite"),
+        ("e3rl", {"weights": (math.nan, 0.2, 0.2)}, "must be finite"),
+        ("e3rl", {"kappa": -1.0}, "kappa=-1.0 must be a number of at least 0"),
+        ("sent", {"coefficient": 0.3}, "sent coefficient=0.3 has no effect"),
+        ("r3", {"max_reward": 0.0, "top_fraction": 0.5}, "r3 top_fraction=0.5 has no effect"),
+        ("r3", {"reflection_threshold": 0.2}, "r3 reflection_threshold=0.2 has no effect"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(method, options, words):
+    with pytest.raises(ValueError, match=words):
+        add_methods(make_recipe("grpo"), FACTS, {method: options})
+
+
+def test_numbers_that_are_none_are_refused():
+    for name in ("kl_coef", "clip_high", "advantage_epsilon"):
+        with pytest.raises(ValueError, match=f"{name}=nan must be finite"):
+            make_recipe("grpo", **{name: math.nan})
+
+
 def entrocraft(rollout, entropy_of_band, **options):
     low = high = entropy_of_band
     recipe = add_methods(

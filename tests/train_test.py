@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from configs import quickstart
+from configs import quickstart, sent
 from experiments import train
 from tests import runs
 
@@ -97,6 +97,7 @@ def test_evaluate_and_report(finished, compilation_cache):
         ("--config=configs/none.py", "none.py"),
         ("--config=configs/quickstart.py:huge", "no size 'huge'"),
         ("--config.eval.top_p=2.0", "top_p=2.0 is outside"),
+        ("--config.e3rl.kappa=3.0", "--config.e3rl.kappa has no effect: add e3rl to config.methods"),
     ],
 )
 def test_wrong_command_line_is_one_sentence(tmp_path, compilation_cache, argument, words):
@@ -125,7 +126,13 @@ def test_wrong_command_line_is_one_sentence(tmp_path, compilation_cache, argumen
         ("base", "/nowhere", "holds no checkpoints"),
         ("reward", "nothing", "module:name"),
         ("reward", "json:nothing", "has no 'nothing'"),
-        ("tokenizer.path", "/nowhere.model", "no SentencePiece model"),
+        ("tokenizer.path", "/nowhere.model", "no tokenizer at"),
+        ("tokenizer.chat", True, "need a config.tokenizer.path"),
+        ("model.vocab_size", 5, "below the tokenizer's 20 ids"),
+        ("optimizer.max_grad_norm", -1.0, "max_grad_norm=-1.0 is out of range"),
+        ("optimizer.learning_rate", float("nan"), "learning_rate=nan is out of range"),
+        ("batch.samples", 1, "leaves nothing to compare"),
+        ("curriculum.max_accuracy", -1.0, "must lie in [0, 1]"),
     ],
 )
 def test_wrong_config_is_one_sentence(tmp_path, capsys, key, value, words):
@@ -139,6 +146,24 @@ def test_wrong_config_is_one_sentence(tmp_path, capsys, key, value, words):
     assert output.startswith("error: ")
     assert "\n" not in output
     assert not (tmp_path / "r" / "base").exists()  # nothing was computed
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sent.stages": 9}, "sent.stages=9 is more than the run's 3 steps"),
+        ({"sent.stages": 3, "curriculum.problems": 2}, "2 ranked problems cannot be split"),
+        ({"curriculum.path": "README.md"}, "README.md is no file of semantic entropies"),
+    ],
+)
+def test_a_curriculum_that_cannot_be_is_refused_first(tmp_path, capsys, changes, words):
+    config = sent.get_config("tiny")
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(SystemExit) as stop:
+        train.train(config, str(tmp_path / "r"))
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
+    assert not list((tmp_path / "r").glob("*"))
 
 
 @pytest.fixture

@@ -70,8 +70,8 @@ class Erasing:
                 raise ValueError(f"erasing {name}={getattr(self, name)} must not be negative")
         if len(self.weights) != 3 or min(self.weights) < 0:
             raise ValueError(f"erasing weights={self.weights} must be three numbers, none negative")
-        if math.isnan(self.kappa) or self.kappa == -math.inf:
-            raise ValueError(f"erasing kappa={self.kappa} must be a number, or inf for no erasing")
+        if math.isnan(self.kappa) or self.kappa < 0:
+            raise ValueError(f"erasing kappa={self.kappa} must be a number of at least 0, or inf for no erasing")
         for name in ("running_rate", "history_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"erasing {name}={getattr(self, name)} must lie in [0, 1)")
@@ -214,7 +214,9 @@ def threshold(
     kappa: float = 1.0,
     growth: float = 0.3,
 ) -> Float[Array, "*R"]:
-    """Theta(e) = (mu + kappa sigma) exp(growth e) phi: strictly rising in the erasures e, so retries come to an end."""
+    """Theta(e) = (mu + kappa sigma) exp(growth e) phi: rising in the erasures e where growth > 0.
+
+    Retries come to an end by ``max_erasures`` whatever it is."""
     penalty = jnp.exp(growth * jnp.asarray(erasures, jnp.float32))
     if math.isinf(kappa):  # inf * 0 would be NaN
         return jnp.full_like(jnp.asarray(mean) * penalty * modulation, kappa)

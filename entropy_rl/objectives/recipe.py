@@ -129,9 +129,10 @@ class Recipe:
         if len(set(names)) < len(names):
             raise ValueError(f"two stages of one recipe have the same name, among {', '.join(names)}")
 
-    def with_stage(self, stage: Stage, **changes: Any) -> "Recipe":
-        """The recipe with one more stage, behind those that stand at its place, and with ``changes`` of fields."""
-        return dataclasses.replace(self, stages=(*self.stages, stage), **changes)
+    def with_stage(self, stage: Stage, *, ahead: bool = False, **changes: Any) -> "Recipe":
+        """The recipe with one more stage, behind (or ``ahead`` of) those at its place, and ``changes`` of fields."""
+        stages = (stage, *self.stages) if ahead else (*self.stages, stage)
+        return dataclasses.replace(self, stages=stages, **changes)
 
     def in_order(self) -> tuple[Stage, ...]:
         """The stages by place."""

@@ -10,6 +10,7 @@ erased attempts have the policy loss alone.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -224,13 +225,9 @@ def grpo(
         "overlong_buffer": normalize != "outcome_sign",
         "importance_ceiling": importance != "none",
     }
-    given, defaults = locals(), inspect.signature(grpo).parameters
-    for name, is_read in read.items():
-        if not is_read and given[name] != defaults[name].default:
-            raise ValueError(
-                f"{name}={given[name]} has no effect with policy_loss={policy_loss!r}, normalize={normalize!r} and "
-                f"importance={importance!r}; leave it at {defaults[name].default}"
-            )
+    refuse_unread(
+        grpo, locals(), read, f"policy_loss={policy_loss!r}, normalize={normalize!r}, importance={importance!r}"
+    )
 
     advantages = _advantages(
         normalize, scale=advantage_scale, epsilon=advantage_epsilon, success=success, failure=failure
@@ -416,7 +413,35 @@ def make_recipe(name: str, **options: Any) -> Recipe:
     for option in options:
         if option not in known:
             raise ValueError(f"recipe {name!r} has no option {option!r}; it has {', '.join(known)}")
+    check_finite("recipe", options)
     return RECIPES[name](**options)
+
+
+def refuse_unread(function: Callable[..., Any], given: dict[str, Any], read: dict[str, bool], why: str) -> None:
+    """Raises ValueError where an option of ``function`` that is not read differs from its default.
+
+    Args:
+        function: whose signature has the defaults.
+        given: the options by name, others among them.
+        read: which of its options are read, given the rest.
+        why: the options that decide so, for the message.
+    """
+    defaults = inspect.signature(function).parameters
+    for name, is_read in read.items():
+        default = defaults[name].default
+        if not is_read and given[name] != default:
+            raise ValueError(
+                f"{function.__name__} {name}={given[name]} has no effect with {why}; leave it at {default}"
+            )
+
+
+def check_finite(what: str, options: dict[str, Any], may_be_infinite: tuple[str, ...] = ()) -> None:
+    """Raises ValueError where a number among ``options``, or in a sequence among them, is not finite."""
+    for name, value in options.items():
+        for number in value if isinstance(value, tuple | list) else (value,):
+            is_fine = not isinstance(number, float) or math.isfinite(number)
+            if not is_fine and not (math.isinf(number) and name in may_be_infinite):
+                raise ValueError(f"{what} {name}={value} must be finite")
 
 
 def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ from entropy_rl.objectives.methods.entrocraft import entrocraft
 from entropy_rl.objectives.methods.r3 import r3
 from entropy_rl.objectives.methods.sent import sent
 from entropy_rl.objectives.recipe import Recipe, RunFacts
-from entropy_rl.objectives.recipes import check_choice
+from entropy_rl.objectives.recipes import check_choice, check_finite
 
 # In the order in which they are applied to a recipe.
 METHODS: dict[str, Callable[..., Recipe]] = {"r3": r3, "e3rl": e3rl, "sent": sent, "entrocraft": entrocraft}
@@ -32,6 +32,7 @@ def add_methods(base: Recipe, facts: RunFacts, options: dict[str, dict[str, Any]
         for option in given:
             if option not in known:
                 raise ValueError(f"method {name!r} has no option {option!r}; it has {', '.join(known)}")
+        check_finite(name, given, may_be_infinite=("kappa",))
     recipe = base
     for name in (name for name in METHODS if name in options):
         recipe = METHODS[name](recipe, facts, **options[name])

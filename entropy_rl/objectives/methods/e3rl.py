@@ -15,7 +15,7 @@ from entropy_rl.objectives.recipe import (
     fresh_mask,
     stateless,
 )
-from entropy_rl.objectives.recipes import check_choice
+from entropy_rl.objectives.recipes import check_choice, refuse_unread
 from entropy_rl.types import ERASED, FRESH, REPLAYED, Rollout
 
 ERASED_LOSSES = ("none", "negative")
@@ -70,6 +70,14 @@ def e3rl(
     check_choice("e3rl erased_loss", erased_loss, ERASED_LOSSES)
     if credit_temperature < 0 or erased_weight < 0 or erased_rows < 0:
         raise ValueError("e3rl credit_temperature, erased_weight and erased_rows must not be negative")
+    read = {
+        "credit_layer": credit == "attention",
+        "credit_temperature": credit == "attention",
+        "erased_weight": erased_loss == "negative",
+        "erased_rows": erased_loss == "negative",
+        "min_attempts": baseline == "group",
+    }
+    refuse_unread(e3rl, locals(), read, f"credit={credit!r}, erased_loss={erased_loss!r}, baseline={baseline!r}")
     segment_length = segment_length or -(-facts.max_response // 16)
     ids: list[int] = []
     for text in delimiters:

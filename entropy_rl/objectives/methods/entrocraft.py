@@ -3,16 +3,17 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from entropy_rl.masked import masked_mean
 from entropy_rl.methods import entrocraft as lib
 from entropy_rl.methods.entropy_dynamics import sequence_entropy_change
 from entropy_rl.objectives import losses
-from entropy_rl.objectives.recipe import Recipe, RunFacts, Stage, StepContext, policy_entropy
-from entropy_rl.objectives.recipes import check_choice
+from entropy_rl.objectives.recipe import Recipe, RunFacts, Stage, StepContext, policy_entropy, policy_mask
+from entropy_rl.objectives.recipes import check_choice, refuse_unread
 from entropy_rl.schedules import Band, entropy_band
-from entropy_rl.types import FRESH, REPLAYED, Rollout
+from entropy_rl.types import ERASED, FRESH, REPLAYED, Rollout
 
 SELECTS = (*lib.SELECTS, "controlled", "controlled_rejection")
 VARIANTS = ("paper", "reward_sign")
@@ -68,12 +69,23 @@ def entrocraft(
         raise ValueError(
             "entrocraft margin, full_at, proportional, integral, max_gain and feedforward must not be negative"
         )
+    is_steered = select.startswith("controlled")
+    read = {
+        "margin": not is_steered,
+        "full_at": not is_steered and variant == "paper",
+        "proportional": is_steered,
+        "integral": is_steered,
+        "max_gain": is_steered,
+        "feedforward": select == "controlled",
+    }
+    refuse_unread(entrocraft, locals(), read, f"select={select!r} and variant={variant!r}")
     if band == "off":
         return base
     band = band if callable(band) else entropy_band(
         band, low=low, high=high, num_steps=num_steps or facts.num_steps, points=points or None,
         period=period or None, hold_steps=hold_steps,
     )  # fmt: skip
+    _check_band(band)
     if select == "controlled":
         act = _bias(base.reduction, feedforward=feedforward, max_gain=max_gain)
     elif select == "controlled_rejection":
@@ -88,7 +100,7 @@ def entrocraft(
         inner = jnp.minimum(low + margin, middle), jnp.maximum(high - margin, middle)
         metrics = {"band_low": low, "band_high": high, "band_side": lib.band_side(entropy, *inner)}
         gain = None
-        if select.startswith("controlled"):
+        if is_steered:
             state, gain = lib.control(
                 state, entropy, middle, proportional=proportional, integral=integral, max_gain=max_gain
             )
@@ -99,6 +111,17 @@ def entrocraft(
     return base.with_stage(Stage("entrocraft", "select", apply, lib.Controller.start))
 
 
+def _check_band(band: Band) -> None:
+    """Raises ValueError where a band is no function step -> (low, high) that can be compiled."""
+    try:
+        low, high = jax.eval_shape(band, jax.ShapeDtypeStruct((), jnp.int32))
+        is_right = low.shape == high.shape == ()
+    except Exception as error:  # whatever a user's function does wrong
+        raise ValueError(f"entrocraft band is no jnp function step -> (low, high): {error}") from None
+    if not is_right:
+        raise ValueError(f"entrocraft band gives arrays of shape {low.shape} and {high.shape}, not two numbers")
+
+
 def _bias(reduction: str, *, feedforward: float, max_gain: float) -> Actuator:
     """Every token's advantage is biased along log pi + H by the gain, and by what makes the batch neutral."""
 
@@ -106,18 +129,16 @@ def _bias(reduction: str, *, feedforward: float, max_gain: float) -> Actuator:
         del entropy, band
         metrics = {}
         if feedforward:
-            weights = losses.reduction_weights(
-                rollout.loss_mask, reduction=reduction, max_response=context.max_response
-            )
-            neutral = lib.neutral_gain(
-                rollout.advantages, rollout.old_log_probs, rollout.old_entropy, rollout.loss_mask, weights
-            )
+            mask = policy_mask(rollout)
+            weights = losses.reduction_weights(mask, reduction=reduction, max_response=context.max_response)
+            neutral = lib.neutral_gain(rollout.advantages, rollout.old_log_probs, rollout.old_entropy, mask, weights)
             metrics = {"band_neutral_gain": neutral}
             gain = jnp.clip(gain + feedforward * neutral, -max_gain, max_gain)
         biased = lib.entropy_biased_advantages(
             rollout.advantages, rollout.old_log_probs, rollout.old_entropy, rollout.loss_mask, gain
         )
-        return rollout.replace(advantages=biased), metrics
+        is_erased = (rollout.origin == ERASED)[:, None]  # these keep the advantage they have in common
+        return rollout.replace(advantages=jnp.where(is_erased, rollout.advantages, biased)), metrics
 
     return act
 
@@ -159,9 +180,13 @@ def _reject_by_gain(*, max_gain: float) -> Actuator:
 def _without(rollout: Rollout, rule: str, entropy, band, strength) -> tuple[Rollout, dict[str, Any]]:
     """``rollout`` with the responses out of the loss that ``keep_mask`` does not keep."""
     change = sequence_entropy_change(rollout.old_log_probs, rollout.old_entropy, rollout.loss_mask, rollout.advantages)
-    drop = ~lib.keep_mask(
-        rollout.outcome_advantages, entropy, *band, select=rule, predicted_change=change, strength=strength
-    )
-    rows = jnp.any(rollout.loss_mask, axis=1)
+    is_erased = rollout.origin == ERASED
+
+    def dropped(rows):  # of some rows alone: an advantage of 0 is always kept
+        advantages = jnp.where(rows, rollout.outcome_advantages, 0.0)
+        return ~lib.keep_mask(advantages, entropy, *band, select=rule, predicted_change=change, strength=strength)
+
+    drop = jnp.where(is_erased, dropped(is_erased), dropped(~is_erased))
+    rows = jnp.any(policy_mask(rollout), axis=1)
     metrics = {"rejected": masked_mean(drop.astype(jnp.float32), rows)}
     return rollout.replace(loss_mask=rollout.loss_mask & ~drop[:, None]), metrics

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from entropy_rl.masked import masked_mean
 from entropy_rl.methods import r3 as lib
 from entropy_rl.objectives.recipe import Recipe, Replay, RunFacts, Stage, StepContext, stateless
+from entropy_rl.objectives.recipes import refuse_unread
 from entropy_rl.types import FRESH, Rollout
 
 
@@ -53,6 +54,13 @@ def r3(
         raise ValueError(
             "r3 max_reward and length_bonus change rewards, which this recipe's advantages do not read; set both to 0"
         )
+    read = {
+        "top_fraction": max_reward > 0,
+        "reflection_threshold": reflections > 0,
+        "max_tokens": replays > 0 or reflections > 0,
+        "per_prompt": replays > 0 or reflections > 0,
+    }
+    refuse_unread(r3, locals(), read, f"max_reward={max_reward}, replays={replays}, reflections={reflections}")
     lib.reflection_text(reflection_template, "", "")
     recipe = base
     if replays or reflections:
@@ -61,7 +69,7 @@ def r3(
         recipe = dataclasses.replace(recipe, replay=replay)
     if max_reward or length_bonus:
         stage = _ranking_stage(max_reward=max_reward, top_fraction=top_fraction, bonus=length_bonus)
-        recipe = recipe.with_stage(stage)
+        recipe = recipe.with_stage(stage, ahead=True)  # a penalty for length comes on top of a rank
     return recipe
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from entropy_rl.masked import masked_mean
 from entropy_rl.methods import sent as lib
 from entropy_rl.objectives.recipe import Recipe, RunFacts, Stage, StepContext, add_weight, policy_mask, stateless
-from entropy_rl.objectives.recipes import check_choice
+from entropy_rl.objectives.recipes import check_choice, refuse_unread
 from entropy_rl.types import Rollout
 
 VARIANTS = ("paper", "released")
@@ -48,6 +48,13 @@ def sent(
                             high_covariance_fraction=high_covariance_fraction).items():  # fmt: skip
         if not 0 <= value <= 1:
             raise ValueError(f"sent {name}={value} must lie in [0, 1]")
+    read = {
+        "beta_low": variant == "paper",
+        "beta_high": variant == "paper",
+        "coefficient": variant == "released",
+        "global_kl": variant == "released",
+    }
+    refuse_unread(sent, locals(), read, f"variant={variant!r}")
     recipe = dataclasses.replace(base, curriculum_stages=stages)
     if variant == "released":
         if base.is_clipped:
