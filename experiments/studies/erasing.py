@@ -162,29 +162,28 @@ def sampling_table(parts: Parts, params: Any, seeds: int) -> tuple[str, dict[str
 
 
 def figure(outcomes: dict[str, list[Outcome]], path: str) -> None:
-    """Accuracy against tokens drawn, and precision against recall, a point per setting."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
-    for name, runs in outcomes.items():
-
-        def mean(f, runs=runs):
-            return float(np.mean([f(o) for o in runs]))
-
-        colour = "#dc2626" if name == "plain sampler" else "#2563eb" if name == "E3RL" else "#6b7280"
-        left.scatter(mean(lambda o: o.tokens), 100 * mean(lambda o: o.accuracy), color=colour, s=28)
-        left.annotate(name, (mean(lambda o: o.tokens), 100 * mean(lambda o: o.accuracy)), fontsize=8,
-                      xytext=(4, 3), textcoords="offset points")  # fmt: skip
-        if not np.isnan(runs[0].precision):
-            at = 100 * mean(lambda o: o.recall), 100 * mean(lambda o: o.precision)
-            right.scatter(*at, color=colour, s=28)
-            right.annotate(name, at, fontsize=8, xytext=(4, 3), textcoords="offset points")
-    base = 100 * float(np.mean([o.base_rate for o in outcomes["E3RL"]]))
-    right.axhline(base, color="#dc2626", linewidth=1, linestyle="--")
-    right.annotate("base rate", (right.get_xlim()[0], base), fontsize=8, color="#dc2626", xytext=(2, 3),
-                   textcoords="offset points")  # fmt: skip
-    left.set(xlabel="tokens drawn per response", ylabel="accuracy, %", title="What erasing is worth while sampling")
-    right.set(xlabel="recall of first wrong steps, %", ylabel="precision, %", title="Does it erase the mistakes?")
+    """A bar per setting: accuracy, with the tokens it cost; and precision and recall of first wrong steps."""
+    mean = lambda runs, name: float(np.mean([getattr(o, name) for o in runs]))  # noqa: E731
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained", sharey=True)
+    at = np.arange(len(outcomes))
+    accuracy = [100 * mean(runs, "accuracy") for runs in outcomes.values()]
+    colours = ["#dc2626" if name == "plain sampler" else "#2563eb" for name in outcomes]
+    left.barh(at, accuracy, color=colours, height=0.7)
+    plain = mean(outcomes["plain sampler"], "tokens")
+    for y, x, runs in zip(at, accuracy, outcomes.values(), strict=True):
+        left.annotate(f"{x:.0f} %, {mean(runs, 'tokens') / plain - 1:+.0%} tokens", (x, y), fontsize=8,
+                      xytext=(4, -3), textcoords="offset points")  # fmt: skip
+    left.set(xlabel="accuracy, %", title="What erasing is worth while sampling", xlim=(0, max(accuracy) * 1.3))
+    left.set_yticks(at, list(outcomes))
+    left.invert_yaxis()
+    for name, colour, shift in (("precision", "#2563eb", -0.19), ("recall", "#93c5fd", 0.19)):
+        right.barh(at + shift, [100 * mean(r, name) for r in outcomes.values()], color=colour, height=0.36, label=name)
+    base = 100 * mean(outcomes["E3RL"], "base_rate")
+    right.axvline(base, color="#dc2626", linewidth=1, linestyle="--", label="base rate")
+    right.set(xlabel="%", title="Does it erase the first wrong step?")
+    right.legend(frameon=False, fontsize=8, loc="lower right")
     for axis in (left, right):
-        axis.grid(alpha=0.25, linewidth=0.6)
+        axis.grid(alpha=0.25, linewidth=0.6, axis="x")
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
