@@ -1,6 +1,7 @@
 """The sizes a recipe's config comes in: the embedded task on a CPU, and the papers' own settings."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -110,6 +111,8 @@ def sized(arg: str, papers: dict[str, Callable[[], ConfigDict]] | None = None) -
         return embedded(arg)
     if is_hf_directory(arg):
         return own_model(arg)
+    if os.sep in arg:
+        raise ValueError(f"no config.json of a model in {arg}")
     if arg not in (papers or {}):
         sizes = ", ".join(["tiny", *(papers or {})])
         raise ValueError(f"there is no size {arg!r}; there are {sizes}, or none, or a Hugging Face directory")

@@ -30,7 +30,7 @@ def learning_rate_schedule(
     if peak < 0 or warmup_steps < 0:
         raise ValueError(f"learning rate {peak} and warm-up of {warmup_steps} steps must not be negative")
     if warmup_steps >= max(num_steps, 1):
-        raise ValueError(f"warm-up of {warmup_steps} optimizer steps does not end within the run's {num_steps}")
+        raise ValueError(f"warmup_steps={warmup_steps} optimizer steps do not end within the run's {num_steps}")
     decay_steps = max(num_steps - warmup_steps, 1)
     if kind == "constant":
         decay = optax.constant_schedule(peak)
@@ -64,7 +64,9 @@ def _progress(kind: str, step: Any, *, num_steps: int, period: float | int | Non
 
 def _check_band(kind, low, high, num_steps, points, period, hold_steps) -> None:
     if kind not in ENTROPY_BANDS:
-        raise ValueError(f"entropy band {kind!r} is not one of {', '.join(ENTROPY_BANDS)}")
+        raise ValueError(
+            f"entropy band {kind!r} is not one of {', '.join(ENTROPY_BANDS)}, nor a function's module:name"
+        )
     if num_steps < 1:
         raise ValueError(f"an entropy band needs num_steps of at least 1, got {num_steps}")
     if kind in ("step", "piecewise"):

@@ -327,12 +327,15 @@ def make_run_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation
     }.items():
         if not (is_right and math.isfinite(opt[name])):
             raise ValueError(f"config.optimizer.{name}={opt[name]} is out of range")
-    rate = learning_rate_schedule(
-        opt.schedule,
-        peak=opt.learning_rate,
-        num_steps=config.steps * config.batch.epochs * config.batch.minibatches,
-        warmup_steps=opt.warmup_steps,
-    )
+    try:
+        rate = learning_rate_schedule(
+            opt.schedule,
+            peak=opt.learning_rate,
+            num_steps=config.steps * config.batch.epochs * config.batch.minibatches,
+            warmup_steps=opt.warmup_steps,
+        )
+    except ValueError as error:
+        raise ValueError(f"config.optimizer: {error}") from None
     optimizer = make_optimizer(
         rate,
         b1=opt.b1,

@@ -42,9 +42,11 @@ def imitation_loss(log_probs, entropy, rollout):
 
 def _optimizer(config):
     pre = config.pretrain
-    rate = learning_rate_schedule(
-        "cosine", peak=pre.learning_rate, num_steps=max(pre.steps, 1), warmup_steps=pre.warmup_steps, end_fraction=0.1
-    )
+    sizes = dict(peak=pre.learning_rate, num_steps=max(pre.steps, 1), warmup_steps=pre.warmup_steps)
+    try:
+        rate = learning_rate_schedule("cosine", end_fraction=0.1, **sizes)
+    except ValueError as error:
+        raise ValueError(f"config.pretrain: {error}") from None
     return make_optimizer(rate, weight_decay=pre.weight_decay, b2=0.95)
 
 

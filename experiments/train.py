@@ -102,6 +102,8 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
             config=config.to_dict(),
         )
     progress = ProgressLine(config.steps, first=first or 0, every=config.log.every)
+    if first:
+        progress.say(f"going on from step {first} of {config.steps}" if first < config.steps else "already finished")
     run_key = jax.random.fold_in(jax.random.key(config.seed), 1)
 
     def write(step, values):
@@ -220,7 +222,7 @@ def _summarise(
         print(comparison(before, after))
         first, last = (math.nan if summary[k] is None else summary[k] for k in ("entropy_first", "entropy_last"))
         print(f"entropy {first:.3f} -> {last:.3f} nats per token;", end=" ")
-        print(f"{sampled_tokens:,} tokens sampled in {seconds:,.0f} s; everything is in {workdir}")
+        print(f"{sampled_tokens:,} tokens sampled, {seconds:,.0f} s in all; everything is in {workdir}")
     return summary
 
 

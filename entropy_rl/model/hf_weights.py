@@ -370,6 +370,9 @@ def save_hf(
         arrays = {tensor: fetch() for tensor, _, fetch in entries}
         if is_main:
             save_file(arrays, os.path.join(path, name), metadata={"format": "pt"})
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(os.path.join(path, name), 0o666 & ~mask)  # the library's files are their owner's alone
         del arrays
     if not is_main:
         return
