@@ -118,7 +118,7 @@ class HFTokenizer:
     def _stop_ids(self, directory: str) -> tuple[int, ...]:
         """The tokenizer's own, then generation_config.json's; config.json's only where there is neither."""
         mark = self._marks["eos_token"]
-        found = [] if mark is None else [self._backend.token_to_id(mark)]
+        found: list[Any] = [] if mark is None else [self._backend.token_to_id(mark)]
         if mark is not None and found[0] is None:
             raise ValueError(f"{directory}: the end mark {mark!r} is no token")
         for name in ("generation_config.json", "config.json"):
