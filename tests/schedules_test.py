@@ -19,7 +19,9 @@ def test_decay_ends_where_it_should(kind):
     np.testing.assert_allclose(float(rate(6)), 1.1, rtol=1e-6)  # halfway, for both shapes
 
 
-@pytest.mark.parametrize(("options", "words"), [({"kind": "wave"}, "not one of"), ({"warmup_steps": 10}, "warmup_steps=")])
+@pytest.mark.parametrize(
+    ("options", "words"), [({"kind": "wave"}, "not one of"), ({"warmup_steps": 10}, "warmup_steps=")]
+)
 def test_wrong_input(options, words):
     with pytest.raises(ValueError, match=words):
         learning_rate_schedule(**{"kind": "constant", "peak": 1.0, "num_steps": 10} | options)
