@@ -3,7 +3,8 @@
     python -m experiments.studies.together --seeds=2
     python -m experiments.studies.together --seeds=5         # not yet run
 
-One config (``all_four``), one set of 1024 training problems; a cell is the subset of methods that is on.
+One config (``all_four``, so lambda = 1 for all), one set of 1024 training problems; a cell is the subset of methods that is
+on.
 """
 
 from typing import Any
