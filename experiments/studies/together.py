@@ -3,8 +3,7 @@
     python -m experiments.studies.together --seeds=2
     python -m experiments.studies.together --seeds=5         # not yet run
 
-One config (``all_four``, so lambda = 1 for all), one set of 1024 training problems; a cell is the subset of methods that is
-on.
+One config (``all_four``: lambda = 1 for all), one set of 1024 training problems; a cell is the subset of methods on.
 """
 
 from typing import Any
