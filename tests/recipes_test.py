@@ -405,6 +405,22 @@ def test_token_kl_of_sent_is_where_its_weights_are():
     np.testing.assert_array_equal(np.asarray(gradient)[~low], np.asarray(plain_gradient)[~low])
 
 
+def test_a_replayed_success_gives_a_failed_group_signal():
+    """(R - mu) / (alpha sigma + lambda) over the mixed group, in float64; without it the group has none."""
+    rewards = np.zeros(ROWS, np.float32)
+    rewards[3] = 1.0
+    rollout, _ = batch(6, rewards=rewards)
+    rollout = rollout.replace(origin=rollout.origin.at[3].set(REPLAYED))
+    recipe = make_recipe("grpo", advantage_scale=0.5, advantage_epsilon=0.1)
+    got = np.asarray(prepared(recipe, rollout)[0].outcome_advantages)
+    group = rewards[:G].astype(np.float64)
+    want = (group - group.mean()) / (0.5 * group.std(ddof=1) + 0.1)
+    np.testing.assert_allclose(got[:G], want, rtol=1e-6)
+    np.testing.assert_array_equal(got[G:], 0)  # all failed, nothing replayed
+    alone = rollout.replace(origin=rollout.origin.at[3].set(ABSENT))
+    np.testing.assert_array_equal(prepared(recipe, alone)[0].outcome_advantages, 0)
+
+
 def test_a_penalty_for_length_comes_on_top_of_a_rank():
     rollout, _ = batch(9, rewards=np.zeros(ROWS))
     options = {"overlong_buffer": RESPONSE - 1}
