@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -35,7 +36,7 @@ from entropy_rl.types import TrainState
 Reward = Callable[[Problem, str], float]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Parts:
     """What pretraining, training and evaluation share."""
 
@@ -48,6 +49,7 @@ class Parts:
     param_shardings: Any
     sampling_shardings: Any
 
+    @functools.cache  # noqa: B019  (one Parts a run; encoding every prompt takes a while)
     def problems(self, split: str) -> Sequence[Problem]:
         """Problems of a split whose prompts fit ``sampling.max_prompt``."""
         problems = self.task.problems(split)

@@ -185,6 +185,19 @@ def test_statistics_of_another_size_are_refused(setting):
         sample(*setting, jax.random.key(1), erasing=ERASING, running=RunningUncertainty.empty(3), **OPTIONS)
 
 
+def test_the_cache_holds_what_was_accepted(erased):
+    """At every draw the cache is as long as what is kept so far, and what is kept in the end is the response."""
+    segments = jax.tree.map(np.asarray, erased.segments)
+    for row in range(P * G):
+        kept: list[int] = []
+        for draw in range(int(segments.draws[row])):
+            at = int(segments.drawn_position[row, draw])
+            assert at == len(kept) or (at < len(kept) and at % SEGMENT == 0)
+            kept = [*kept[:at], int(segments.drawn_tokens[row, draw])]
+        mask = np.asarray(erased.response_mask[row])
+        np.testing.assert_array_equal(kept, np.asarray(erased.tokens[row])[mask])
+
+
 def test_what_was_rewound_is_never_read(setting, erased, monkeypatch):
     """Every slot behind a row's length is NaN after every draw: erased segments, ended rows, slots not yet used."""
     rewind, compiled = sampling.rewind, sampling._jitted_sample
