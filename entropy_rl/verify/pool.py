@@ -1,0 +1,224 @@
+"""Worker processes that can be killed: every answer gets a verdict by its deadline, whatever it does to the parser.
+
+A worker is a fresh interpreter that imports neither JAX nor the caller's program, with a memory limit and no right to
+write files. It stops itself at nine tenths of the deadline; where its code does not come back (a power of a power in
+C), it gets SIGTERM at the deadline, SIGKILL a quarter of a second later, and a successor.
+"""
+
+import collections
+import json
+import os
+import selectors
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+_START_SECONDS = 120.0  # to import the parser on a busy machine
+_GRACE_SECONDS = 0.25  # from SIGTERM to SIGKILL
+_MOST_BYTES = 1 << 16  # of one reply
+
+
+class _Worker:
+    """One process; busy with at most one pair."""
+
+    def __init__(self, memory_mb: int):
+        environment = {
+            **{k: v for k, v in os.environ.items() if k in ("PATH", "LD_LIBRARY_PATH", "HOME", "LANG", "VIRTUAL_ENV")},
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "entropy_rl.verify.worker", str(memory_mb)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
+            start_new_session=True,  # Ctrl-C is the parent's to handle
+        )  # fmt: skip
+        self.ready = False
+        self.task: int | None = None
+        self.deadline = time.monotonic() + _START_SECONDS
+        self.terminated = False
+        self._bytes = b""
+
+    def send(self, task: int, pair: tuple[str, str], seconds: float) -> bool:
+        """Whether the pair could be handed over."""
+        request = {"gold": pair[0], "answer": pair[1], "seconds": 0.9 * seconds}
+        try:
+            os.write(self.process.stdin.fileno(), json.dumps(request).encode() + b"\n")  # type: ignore[union-attr]
+        except OSError:
+            return False
+        self.task, self.deadline = task, time.monotonic() + seconds
+        return True
+
+    def receive(self) -> dict | None:
+        """A whole reply, {} where it is not whole yet, None where the process is gone."""
+        try:
+            new = os.read(self.process.stdout.fileno(), _MOST_BYTES)  # type: ignore[union-attr]
+        except OSError:
+            return None
+        if not new or len(self._bytes) > _MOST_BYTES:
+            return None
+        self._bytes += new
+        line, end, rest = self._bytes.partition(b"\n")
+        if not end:
+            return {}
+        self._bytes = rest
+        try:
+            reply = json.loads(line)
+        except ValueError:
+            return None
+        return reply if isinstance(reply, dict) else None
+
+    def close(self) -> None:
+        self.process.kill()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                stream.close()
+        self.process.wait()
+
+
+class WorkerPool:
+    """Compares pairs of answers in worker processes; a context manager.
+
+    Workers start at the first call. Calls from several threads wait for each other.
+
+    Args:
+        num_workers: processes.
+        timeout: seconds for one pair.
+        memory_mb: of a worker's address space.
+
+    Attributes:
+        counts: of pairs by what became of them: "algebra", "timeout", "memory", "crash", "unfinished".
+    """
+
+    def __init__(self, num_workers: int, *, timeout: float, memory_mb: int = 1024):
+        self._size, self._timeout, self._memory_mb = num_workers, timeout, memory_mb
+        self._workers: list[_Worker] = []
+        self._lock = threading.Lock()
+        self._failed_starts = 0
+        self.counts: collections.Counter[str] = collections.Counter()
+
+    def __enter__(self) -> "WorkerPool":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the workers; a later call starts new ones."""
+        with self._lock:
+            for worker in self._workers:
+                worker.close()
+            self._workers = []
+
+    def __del__(self) -> None:
+        for worker in getattr(self, "_workers", []):
+            worker.close()
+
+    def start(self) -> None:
+        """Starts the workers without waiting for them, so that the first call need not."""
+        with self._lock:
+            self._fill(self._size)
+
+    def _fill(self, wanted: int) -> None:
+        while len(self._workers) < wanted:
+            self._workers.append(_Worker(self._memory_mb))
+
+    def compare(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Whether each (gold, answer), cleaned, is one answer; False for what could not be decided in time.
+
+        The whole call takes at most ten deadlines and a twentieth of a second per pair; what is not done then is
+        counted as "unfinished".
+
+        Raises:
+            RuntimeError: if workers cannot be started at all.
+        """
+        with self._lock:
+            return self._compare(pairs)
+
+    def _compare(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        verdicts = [False] * len(pairs)
+        waiting = collections.deque(range(len(pairs)))
+        for worker in list(self._workers):  # those that died, or are busy for a call that was interrupted
+            if worker.task is not None or worker.process.poll() is not None:
+                self._remove(worker)
+        done, end = 0, None
+        while done < len(pairs):
+            self._fill(min(self._size, len(waiting) + sum(worker.task is not None for worker in self._workers)))
+            for worker in list(self._workers):
+                if worker.ready and worker.task is None and waiting:
+                    end = end or time.monotonic() + 10 * self._timeout + 0.05 * len(pairs)
+                    if worker.send(waiting[0], pairs[waiting[0]], self._timeout):
+                        waiting.popleft()
+                    else:
+                        self._remove(worker)
+            if end is not None and time.monotonic() > end:
+                self.counts["unfinished"] += len(waiting)
+                done += len(waiting)
+                waiting.clear()
+            for worker in self._step():
+                outcome = self._outcome(worker)
+                if worker.task is not None and outcome is not None:
+                    verdicts[worker.task], worker.task, done = outcome, None, done + 1
+        return verdicts
+
+    def _step(self) -> list[_Worker]:
+        """Waits for replies or a deadline; the workers with something to say, or overdue."""
+        busy = [worker for worker in self._workers if worker.task is not None or not worker.ready]
+        with selectors.DefaultSelector() as selector:
+            for worker in busy:
+                selector.register(worker.process.stdout, selectors.EVENT_READ, worker)  # type: ignore[arg-type]
+            wait = max(0.0, min((worker.deadline for worker in busy), default=0.0) - time.monotonic())
+            talking = [key.data for key, _ in selector.select(min(wait, 1.0))]
+        return talking + [worker for worker in busy if worker not in talking and time.monotonic() > worker.deadline]
+
+    def _outcome(self, worker: _Worker) -> bool | None:
+        """What became of a worker's pair; None while that is open (or the worker only got ready)."""
+        if time.monotonic() > worker.deadline and worker.task is not None and not self._answered(worker):
+            if not worker.terminated:
+                worker.process.terminate()
+                worker.terminated, worker.deadline = True, time.monotonic() + _GRACE_SECONDS
+                return None
+            return self._lost(worker, "timeout")
+        reply = worker.receive() if worker.task is not None or self._answered(worker) else None
+        if reply is None:
+            return self._lost(worker, "timeout" if worker.terminated else "crash")
+        if "ready" in reply:
+            worker.ready, self._failed_starts = True, 0
+            return None
+        if not worker.ready and "failed" in reply:
+            self._remove(worker)
+            raise RuntimeError(f"the grader's workers cannot start: {reply['failed']}")
+        if "failed" in reply:
+            self.counts[reply["failed"]] += 1
+            if reply["failed"] == "memory":  # it has ended, lest what it still holds fail its next pair
+                self._remove(worker)
+            return False
+        if "equal" in reply:
+            self.counts["algebra"] += 1
+            return bool(reply["equal"])
+        return None
+
+    @staticmethod
+    def _answered(worker: _Worker) -> bool:
+        with selectors.DefaultSelector() as selector:
+            selector.register(worker.process.stdout, selectors.EVENT_READ)  # type: ignore[arg-type]
+            return bool(selector.select(0))
+
+    def _lost(self, worker: _Worker, why: str) -> bool | None:
+        self._remove(worker)
+        if worker.task is None:
+            self._failed_starts += 1
+            if self._failed_starts >= 3:
+                raise RuntimeError(
+                    "the grader's workers die while they start: is there memory for them, and is math-verify installed?"
+                )
+            return None
+        self.counts[why] += 1
+        return False
+
+    def _remove(self, worker: _Worker) -> None:
+        worker.close()
+        self._workers.remove(worker)
