@@ -26,6 +26,7 @@ setup(
         "importlib_resources>=6,<8",  # tensorflow-datasets needs it and does not say so
         "jax>=0.10.2,<0.12",
         "jaxtyping>=0.3,<0.4",
+        "math-verify>=0.9,<0.10",  # used only in worker processes, see entropy_rl/verify
         "matplotlib>=3.9,<4",
         "ml-collections>=1.0,<2",
         "numpy>=2,<3",

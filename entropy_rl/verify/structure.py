@@ -42,10 +42,10 @@ def too_wild(text: str) -> bool:
     powers: list[bool] = []  # per open bracket, whether it is an exponent
     before = ""
     for token in _TOKEN.findall(text):
-        if token in _OPENING or token.startswith("\\begin"):
+        if token == "\\{" or token in _OPENING or token.startswith("\\begin"):
             powers.append(before == "^")
             deepest = max(deepest, len(powers))
-        elif (token in _CLOSING or token.startswith("\\end")) and powers:
+        elif (token == "\\}" or token in _CLOSING or token.startswith("\\end")) and powers:
             powers.pop()
         if token == "^":
             depth = max(depth, 1 + sum(powers))
