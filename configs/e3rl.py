@@ -13,7 +13,7 @@ from typing import Any
 from configs.common import use_recipe
 from configs.sizes import paper, sized
 
-SETTING: dict[str, Any] = dict(data="deepmath_103k", prompts=256, minibatch=64, samples=8, response=8192)
+SETTING: dict[str, Any] = dict(data="deepmath", prompts=256, minibatch=64, samples=8, response=8192)
 
 
 def get_config(arg: str = ""):

@@ -15,7 +15,7 @@ from typing import Any
 from configs.common import use_recipe
 from configs.sizes import paper, sized
 
-SETTING: dict[str, Any] = dict(data="deepmath_103k", prompts=1024, minibatch=256, samples=8, response=3072)
+SETTING: dict[str, Any] = dict(data="deepmath", prompts=1024, minibatch=256, samples=8, response=3072)
 
 
 def get_config(arg: str = ""):

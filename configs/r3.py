@@ -13,7 +13,7 @@ from typing import Any
 from configs.common import use_recipe
 from configs.sizes import paper, sized
 
-SETTING: dict[str, Any] = dict(data="deepscaler_40k", prompts=128, minibatch=64, samples=16, response=8192)
+SETTING: dict[str, Any] = dict(data="deepscaler", prompts=128, minibatch=64, samples=16, response=8192)
 TEMPLATE = (
     "{problem}\nAn earlier answer was wrong:\n{failure}\nFind the mistake, solve the problem again and put the final "
     "answer in \\boxed{}.\n"

@@ -13,7 +13,7 @@ from typing import Any
 from configs.common import use_recipe
 from configs.sizes import paper, sized
 
-SETTING: dict[str, Any] = dict(data="dapo_math_17k", prompts=256, minibatch=128, samples=8, response=2048)
+SETTING: dict[str, Any] = dict(data="dapo_math", prompts=256, minibatch=128, samples=8, response=2048)
 
 
 def get_config(arg: str = ""):

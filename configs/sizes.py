@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from configs.common import base_config
-from entropy_rl.data.templates import PROMPTS
 from entropy_rl.model import is_hf_directory, read_hf_config
 from entropy_rl.model.hf_tokenizer import load_tokenizer
 
@@ -46,8 +45,21 @@ def embedded(size: str = "") -> ConfigDict:
     return config
 
 
+def math_options(**changes: Any) -> dict[str, Any]:
+    """The options of the task "math": published sets by name, see entropy_rl/data/math_task.py."""
+    options: dict[str, Any] = dict(
+        directory="",  # with a folder per set; "": $ENTROPY_RL_DATA, else downloads
+        data_dir=placeholder(str),  # of what TFDS prepares; None: its own default
+        template="boxed",
+        exclude_overlap=False,  # leave out training problems that overlap with a test problem
+        extract=("boxed", "####", "answer is"),
+        allow_unboxed=False,
+    )
+    return options | changes
+
+
 def paper(model: str, *, data: str, prompts: int, minibatch: int, samples: int, response: int) -> ConfigDict:
-    """A published model on a published data set, from files: ``data``.parquet of (problem, answer), test.parquet.
+    """A published model on a published data set, tested on MATH-500, AIME24, AMC23 and Minerva.
 
     ``config.base`` and ``config.tokenizer.path`` name the model's directory as Hugging Face publishes it. Learning rate
     1e-6, bf16 compute with f32 parameters, everything recomputed in the backward pass.
@@ -58,8 +70,7 @@ def paper(model: str, *, data: str, prompts: int, minibatch: int, samples: int, 
     config.base, config.pretrain.steps = f"weights/{model}", 0
     config.tokenizer.path = f"weights/{model}"
     config.tokenizer.chat = model.startswith("r1_distill")  # the others are base models
-    config.task.name = "files"
-    config.task.options = dict(train=f"{data}.parquet", test="test.parquet", template=PROMPTS["boxed"])
+    config.task.name, config.task.options = "math", math_options(train=data, test="math500,aime24,amc23,minerva")
     config.sampling.max_prompt, config.sampling.max_response = 1024, response
     config.sampling.slots_per_device = 64
     config.batch.prompts, config.batch.samples = prompts, samples
@@ -68,14 +79,14 @@ def paper(model: str, *, data: str, prompts: int, minibatch: int, samples: int, 
     config.optimizer.learning_rate, config.optimizer.weight_decay = 1e-6, 0.01
     config.mesh.fsdp = 8
     config.steps = 400
-    config.eval.every, config.eval.samples, config.eval.problems = 50, 32, 512
+    config.eval.every, config.eval.samples, config.eval.problems = 50, 32, 842
     config.eval.temperature, config.eval.top_p, config.eval.top_k = 0.6, 0.95, 20
     config.checkpoint.every = 50
     return config
 
 
 def own_model(path: str) -> ConfigDict:
-    """A model of your own, from a Hugging Face directory, on GSM8K: sizes to begin with, every one a flag.
+    """A model of your own, from a Hugging Face directory, on GSM8K (or any published sets): sizes to begin with.
 
     The architecture is the directory's; parameters are kept in float32, computations are in the dtype it is stored in.
     """
@@ -91,7 +102,7 @@ def own_model(path: str) -> ConfigDict:
         getattr(load_tokenizer(path), "has_chat", False),
     )
     config.pretrain.steps = 0
-    config.task.name, config.task.options = "gsm8k", dict(directory="", data_dir=placeholder(str), template="boxed")
+    config.task.name, config.task.options = "math", math_options(train="gsm8k", test="gsm8k")
     config.sampling.max_prompt, config.sampling.max_response = 512, 1024
     config.batch.microbatches = 8
     config.optimizer.learning_rate, config.optimizer.weight_decay = 1e-6, 0.01

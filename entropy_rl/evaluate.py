@@ -1,4 +1,4 @@
-"""Accuracy from samples: mean@k and pass@k with confidence intervals."""
+"""Accuracy from samples: mean@k, pass@k and maj@k with confidence intervals."""
 
 import dataclasses
 import math
@@ -37,6 +37,38 @@ def pass_at_k(num_correct: np.ndarray, num_samples: int, k: int) -> np.ndarray:
         raise ValueError(f"pass@{k} needs 1 <= k <= {num_samples} samples")
     miss = [math.prod((n_wrong - i) / (num_samples - i) for i in range(k)) for n_wrong in num_samples - num_correct]
     return 1.0 - np.clip(np.array(miss, np.float64), 0.0, 1.0)
+
+
+def majority_at_k(correct: np.ndarray, clusters: np.ndarray, k: int) -> np.ndarray:
+    """Per problem how often the most frequent answer among k samples is correct, over its disjoint blocks of k samples.
+
+    Self-consistency (Wang et al. 2022, https://arxiv.org/abs/2203.11171). Of equally frequent answers one is taken by
+    lot: what is returned is the chance that it is a correct one.
+
+    Args:
+        correct: [P, n] of 0 and 1.
+        clusters: [P, n], a number per sample, equal within a problem for equal answers.
+        k: 1 to n; samples behind the last whole block are not used.
+
+    Raises:
+        ValueError: for k outside 1 to n.
+    """
+    num_samples = correct.shape[1]
+    if not 1 <= k <= num_samples:
+        raise ValueError(f"maj@{k} needs 1 <= k <= {num_samples} samples")
+
+    def chance(right: np.ndarray, numbers: np.ndarray) -> float:
+        values, counts = np.unique(numbers, return_counts=True)
+        most = values[counts == counts.max()]
+        return float(np.mean([np.mean(right[numbers == value]) for value in most]))
+
+    blocks = range(0, num_samples - k + 1, k)
+    return np.array(
+        [
+            np.mean([chance(right[i : i + k], numbers[i : i + k]) for i in blocks])
+            for right, numbers in zip(correct, clusters, strict=True)
+        ]
+    )
 
 
 def estimate(values: np.ndarray) -> Estimate:

@@ -32,6 +32,8 @@ from entropy_rl.parallel import mesh as mesh_lib
 from entropy_rl.parallel.multihost import is_main
 from entropy_rl.schedules import learning_rate_schedule
 from entropy_rl.types import TrainState
+from entropy_rl.verify.extraction import EXTRACTORS
+from entropy_rl.verify.grader import Grader
 
 Reward = Callable[[Problem, str], float]
 
@@ -97,14 +99,16 @@ def load_object(path: str) -> Any:
         sys.path.pop(0)
 
 
-def _gsm8k(*, directory: str = "", template: str = "{problem}\n", data_dir: str | None = None) -> Task:
-    from entropy_rl.data.datasets import FileTask, Gsm8k
-
+def _gsm8k(*, directory: str = "", **options: Any) -> Task:
     if directory and not os.path.isdir(directory):
         raise ValueError(f"config.task.options.directory={directory} is no directory; '' downloads the published files")
-    known = os.path.join(os.environ.get("ENTROPY_RL_DATA", ""), "gsm8k")
-    directory = directory or (known if os.path.isdir(known) else "")
-    return FileTask(Gsm8k(directory=directory, data_dir=data_dir), template=template)
+    return _math(train="gsm8k", test="gsm8k", directory=directory, **{"template": "{problem}\n", **options})
+
+
+def _math(*, train: str, test: str, extract: Sequence[str] = EXTRACTORS, allow_unboxed: bool = False, **options: Any):
+    from entropy_rl.data.math_task import MathTask
+
+    return MathTask(train=train, test=test, grader=_grader(extract, allow_unboxed), **options)
 
 
 def _files(
@@ -116,14 +120,23 @@ def _files(
     solution_field: str = "",
     template: str = "{problem}\n",
     data_dir: str | None = None,
+    extract: Sequence[str] = EXTRACTORS,
+    allow_unboxed: bool = False,
 ) -> Task:
     from entropy_rl.data.datasets import FileTask, ProblemFiles
 
     fields = dict(problem_field=problem_field, answer_field=answer_field, solution_field=solution_field)
-    return FileTask(ProblemFiles(paths=dict(train=train, test=test), data_dir=data_dir, **fields), template=template)
+    builder = ProblemFiles(paths=dict(train=train, test=test), data_dir=data_dir, **fields)
+    return FileTask(builder, template=template, grader=_grader(extract, allow_unboxed))
 
 
-TASKS: dict[str, Callable[..., Task]] = {"chains": Chains, "countdown": Countdown, "gsm8k": _gsm8k, "files": _files}
+def _grader(extract: Sequence[str], allow_unboxed: bool) -> Grader:
+    return Grader(extract=tuple(extract), allow_unboxed=allow_unboxed)
+
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "chains": Chains, "countdown": Countdown, "gsm8k": _gsm8k, "math": _math, "files": _files,
+}  # fmt: skip
 
 
 def make_task(config: ConfigDict) -> Task:

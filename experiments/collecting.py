@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from entropy_rl.data.batching import decode_responses, encode_prompts, span_of_tokens
-from entropy_rl.data.tasks import Problem
+from entropy_rl.data.tasks import Problem, rewards_of
 from entropy_rl.objectives.recipe import Recipe
 from entropy_rl.parallel.mesh import row_sharding
 from entropy_rl.parallel.multihost import gather_rows, local_rows, to_global
@@ -118,12 +118,14 @@ class Collector:
         rows = [problem for problem in asked.problems for _ in range(self._samples)]
         texts = decode_responses(local_rows(rollout.tokens), mask, parts.tokenizer)
 
-        def grade(function) -> np.ndarray:
-            pairs = zip(rows, texts, sampled, strict=True)
-            return np.array([function(p, t) if is_sampled else 0.0 for p, t, is_sampled in pairs], np.float32)
-
-        verdicts = grade(parts.task.reward)
-        rewards = grade(parts.reward) if parts.config.reward else verdicts
+        chosen = [row for row, is_sampled in enumerate(sampled) if is_sampled]
+        given = [rows[row] for row in chosen], [texts[row] for row in chosen]
+        verdicts = np.zeros(len(rows), np.float32)
+        verdicts[chosen] = rewards_of(parts.task, *given)
+        rewards = verdicts
+        if parts.config.reward:
+            rewards = np.zeros(len(rows), np.float32)
+            rewards[chosen] = [parts.reward(problem, text) for problem, text in zip(*given, strict=True)]
         if not np.all(np.isfinite(rewards)):
             wrong = int(np.argmin(np.isfinite(rewards)))
             sys.exit(f"error: the reward of problem {rows[wrong].id} is {rewards[wrong]}; response: {texts[wrong]!r}")

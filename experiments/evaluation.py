@@ -1,36 +1,57 @@
 """Sampling held-out problems and counting what is right; used during training and by ``experiments.evaluate``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from entropy_rl.data.batching import decode_responses, encode_prompts
-from entropy_rl.data.tasks import Problem
+from entropy_rl.data.tasks import Problem, rewards_of
 from entropy_rl.evaluate import Estimate, accuracy_estimates, estimate
 from entropy_rl.methods.e3rl import Erasing, RunningUncertainty
 from entropy_rl.parallel.mesh import row_sharding
 from entropy_rl.parallel.multihost import gather_rows, local_rows, to_global
 from entropy_rl.rollout.engine import make_sampler
+from entropy_rl.types import Rollout
 from experiments.building import Parts
 
 
 def _correct(parts: Parts, sampler, params, problems: Sequence[Problem], batch: int, samples: int, key) -> np.ndarray:
     """[problems, samples] of 0 and 1; the last batch is filled up with repeats, which do not count."""
-    shares = jax.process_count()
     correct = []
-    for first in range(0, len(problems), batch):
+    for mine, rollout in sampled_ahead(parts, sampler, params, problems, batch, key):
+        texts = decode_responses(local_rows(rollout.tokens), local_rows(rollout.response_mask), parts.tokenizer)
+        rewards = rewards_of(parts.task, [problem for problem in mine for _ in range(samples)], texts)
+        correct.append((np.array(rewards) >= 1.0).astype(np.float64).reshape(-1, samples))
+    return np.concatenate([gather_rows(own) for own in correct])[
+        : len(problems)
+    ]  # a batch's processes follow each other
+
+
+def sampled_ahead(
+    parts: Parts, sampler, params, problems: Sequence[Problem], batch: int, key, start: int = 0
+) -> Iterator[tuple[list[Problem], Rollout]]:
+    """(this process's problems, their rollout) of each batch from problem ``start`` on.
+
+    The next batch is already being sampled while the caller grades one. The last one is filled up with repeats.
+    """
+    shares = jax.process_count()
+
+    def dispatched(first: int) -> tuple[list[Problem], Rollout]:
         chunk = [problems[i % len(problems)] for i in range(first, first + batch)]
         mine = chunk[jax.process_index() * batch // shares : (jax.process_index() + 1) * batch // shares]
         prompts = encode_prompts(mine, parts.tokenizer, parts.config.sampling.max_prompt)
-        rollout = sampler(params, to_global(prompts, row_sharding(parts.mesh)), key)
-        tokens, mask = local_rows(rollout.tokens), local_rows(rollout.response_mask)
-        texts = decode_responses(tokens, mask, parts.tokenizer)
-        grades = [float(parts.task.reward(problem, text) >= 1.0) for problem, text in zip(
-            [problem for problem in mine for _ in range(samples)], texts, strict=True)]  # fmt: skip
-        correct.append(gather_rows(np.array(grades).reshape(-1, samples)))
-    return np.concatenate(correct)[: len(problems)]
+        return mine, sampler(params, to_global(prompts, row_sharding(parts.mesh)), key)
+
+    firsts = list(range(start, len(problems), batch))
+    ahead = dispatched(firsts[0]) if firsts else None
+    for following in [*firsts[1:], None]:
+        current = ahead
+        if current is None:
+            return
+        ahead = None if following is None else dispatched(following)
+        yield current
 
 
 def make_evaluator(

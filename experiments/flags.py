@@ -38,7 +38,7 @@ def run(function: Callable[..., object]) -> None:
             print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
             os._exit(130)  # a compilation may still be running in a thread of its own, and would crash on the way out
 
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=parse)
 
 
 def _refuse_idle_options(config, overridden) -> None:
@@ -51,7 +51,8 @@ def _refuse_idle_options(config, overridden) -> None:
             sys.exit(2)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def parse(argv: list[str]) -> list[str]:
+    """absl's parser, for a program with ``--config``: what is wrong ends it with one sentence."""
     try:
         rest = flags.FLAGS(argv, known_only=False)
         _ = flags.FLAGS.config.seed  # a config file that could not be loaded fails here

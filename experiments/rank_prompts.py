@@ -19,6 +19,7 @@ import numpy as np
 
 from entropy_rl.data.batching import decode_responses, encode_prompts
 from entropy_rl.data.streams import ChosenProblems, ProblemStream, StagedStream
+from entropy_rl.data.tasks import answer_clusters, rewards_of
 from entropy_rl.masked import masked_mean
 from entropy_rl.methods.sent import curriculum_stages, semantic_entropy
 from entropy_rl.metrics import ProgressLine
@@ -32,15 +33,6 @@ from experiments.pretrain import base_params, check_base
 
 FILE = "semantic_entropy.jsonl"
 WEIGHTINGS = ("counts", "log_prob")
-
-
-def cluster_ids(task: Any, problem: Any, texts: list[str]) -> list[int]:
-    """Index of the first response with the same answer; a response without one is a cluster of its own."""
-    ids: list[int] = []
-    for number, text in enumerate(texts):
-        same = (i for i in dict.fromkeys(ids) if task.same_answer(problem, texts[i], text))
-        ids.append(next(same, number))
-    return ids
 
 
 def rank(parts: Parts, params: Any, workdir: str) -> str:
@@ -83,14 +75,13 @@ def _ranked(parts: Parts, sampler, params, chunk, key) -> list[dict[str, float]]
     rollout = sampler(params, to_global(prompts, row_sharding(parts.mesh)), key)
     texts = decode_responses(local_rows(rollout.tokens), local_rows(rollout.response_mask), parts.tokenizer)
     groups = [texts[i : i + options.samples] for i in range(0, len(texts), options.samples)]
-    ids = np.array([cluster_ids(parts.task, p, group) for p, group in zip(mine, groups, strict=True)], np.int32)
+    ids = np.array([answer_clusters(parts.task, p, group) for p, group in zip(mine, groups, strict=True)], np.int32)
     mean = local_rows(masked_mean(rollout.raw_log_probs, rollout.response_mask, axis=1)).reshape(ids.shape)
     log_weights = mean if options.weighting == "log_prob" else np.zeros_like(mean)
     entropies = np.asarray(jax.vmap(semantic_entropy)(jnp.asarray(ids), jnp.asarray(log_weights)))
-    right = [
-        np.mean([parts.task.reward(p, text) >= 1.0 for text in group]) for p, group in zip(mine, groups, strict=True)
-    ]
-    values = gather_rows(np.stack([entropies, np.array(right, np.float32)], axis=1))
+    rewards = rewards_of(parts.task, [p for p in mine for _ in range(options.samples)], texts)
+    right = np.mean(np.array(rewards).reshape(ids.shape) >= 1.0, axis=1)
+    values = gather_rows(np.stack([entropies, right.astype(np.float32)], axis=1))
     return [{"semantic_entropy": round(float(h), 6), "accuracy": round(float(a), 6)} for h, a in values]
 
 

@@ -76,7 +76,9 @@ def test_changed_config_is_refused(finished, compilation_cache):
 def test_evaluate_and_report(finished, compilation_cache):
     workdir, _ = finished
     for step in ("best", "base"):
-        output = runs.run("evaluate", f"--workdir={workdir}", f"--step={step}", "--samples=4", cache=compilation_cache)
+        output = runs.run(
+            "evaluate", f"--workdir={workdir}", f"--step={step}", "--num_samples=4", cache=compilation_cache
+        )
         assert "pass@4" in output
     records = [json.loads(line) for line in (workdir / "evaluations.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records][:2] == [5, 0]

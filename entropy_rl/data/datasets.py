@@ -1,113 +1,43 @@
-"""Real problems: TFDS builders for files of (problem, answer).
+"""Real problems: TFDS builders for files of (problem, answer), and tasks that grade answers to them.
 
 No TensorFlow is needed. A builder writes ArrayRecord files once; ``as_data_source`` reads them by random access.
 """
 
-import gzip
+import contextlib
 import hashlib
+import io
 import json
-import math
 import os
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from entropy_rl.data.rows import read_rows, text_field
 from entropy_rl.data.tasks import Problem
 from entropy_rl.data.templates import prompt_template
 from entropy_rl.verify.grader import Grader
 
-GSM8K_URL = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/{split}.jsonl"
 
-
-def read_rows(path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
-    """(row number from 1, row) of a .jsonl or .parquet file, either also as .gz.
-
-    Raises:
-        ValueError: naming the file and, for a row that is no JSON object, its number.
-    """
-    path = os.fspath(path)
-    if not os.path.isfile(path):
-        raise ValueError(f"no data file at {path}")
-    try:
-        yield from _read_rows(path)
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-
-
-def _read_rows(path: str) -> Iterator[tuple[int, dict]]:
-    plain = path.removesuffix(".gz")
-    if plain.endswith(".parquet"):
-        import pyarrow.parquet
-
-        with gzip.open(path) if plain != path else open(path, "rb") as file:
-            try:
-                table = pyarrow.parquet.read_table(file)
-            except pyarrow.ArrowException as error:
-                raise ValueError(f"{path} is no Parquet file: {error}") from None
-        yield from enumerate(table.to_pylist(), start=1)
-    elif plain.endswith((".jsonl", ".json")):
-        with gzip.open(path) if plain != path else open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(
-                        f"{path} row {number} is no JSON: {error.msg}, character {error.pos + 1}"
-                    ) from None
-                except UnicodeDecodeError as error:
-                    raise ValueError(f"{path} row {number} is no UTF-8: {error}") from None
-                if not isinstance(row, dict):
-                    raise ValueError(f"{path} row {number} is a {type(row).__name__}, not an object with fields")
-                yield number, row
-    else:
-        raise ValueError(f"{path} ends in neither .jsonl nor .parquet (or either with .gz)")
-
-
-def text_field(path: str, number: int, row: dict, field: str) -> str:
-    """``row[field]`` as text; ValueError names file, row and what is wrong."""
-    if field not in row:
-        raise ValueError(f"{path} row {number} has no field {field!r}; it has {', '.join(sorted(row))}")
-    value = row[field]
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{path} row {number} field {field!r} is a {type(value).__name__}, not text or a number")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{path} row {number} field {field!r} is {value}, not a number")
-    text = str(value).strip()
-    if not text:
-        raise ValueError(f"{path} row {number} field {field!r} is empty")
-    return text
-
-
-class ProblemFiles(tfds.core.GeneratorBasedBuilder):
-    """(problem, answer) rows of any JSONL or Parquet files, in file order.
+class ProblemBuilder(tfds.core.GeneratorBasedBuilder):
+    """Problems, answers and solutions of some files, prepared once for as long as the files stay as they are.
 
     Args:
-        paths: split name -> file.
-        problem_field, answer_field: names of the fields.
-        solution_field: a field with a worked solution, or "".
+        paths: split name -> files, read in this order. Files that are still to be downloaded need not exist.
+        options: what else the prepared records depend on.
+        data_dir: where TFDS keeps them; None: its default.
     """
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(
-        self,
-        *,
-        paths: dict[str, str],
-        problem_field: str = "problem",
-        answer_field: str = "answer",
-        solution_field: str = "",
-        data_dir: str | None = None,
-    ):
-        self._paths = {split: os.path.abspath(path) for split, path in paths.items()}
-        self._fields = (problem_field, answer_field, solution_field)
-        stats = [(p, os.path.getmtime(p), os.path.getsize(p)) if os.path.exists(p) else p for p in self._paths.values()]
-        # Prepared files are reused only while the sources and the field names stay as they are.
-        digest = hashlib.sha256(json.dumps([self._paths, self._fields, stats]).encode()).hexdigest()[:16]
-        config = tfds.core.BuilderConfig(name=digest, version=self.VERSION, description=", ".join(self._paths.values()))
+    def __init__(self, *, paths: Mapping[str, Sequence[str]], options: Any = None, data_dir: str | None = None):
+        self._paths = {split: [os.path.abspath(path) for path in files] for split, files in paths.items()}
+        every = [path for files in self._paths.values() for path in files]
+        stats = [(p, os.path.getmtime(p), os.path.getsize(p)) if os.path.exists(p) else p for p in every]
+        digest = hashlib.sha256(json.dumps([self._paths, options, stats]).encode()).hexdigest()[:16]
+        config = tfds.core.BuilderConfig(name=digest, version=self.VERSION, description=", ".join(every))
         verbosity = logging.get_verbosity()
         logging.set_verbosity(logging.ERROR)  # TFDS warns of every config that is not built in
         super().__init__(file_format="array_record", data_dir=data_dir, config=config)
@@ -123,58 +53,53 @@ class ProblemFiles(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         del dl_manager
-        return {split: self._generate_examples(path) for split, path in self._paths.items()}
+        return {split: self._generate_examples(split, files) for split, files in self._paths.items()}
 
-    def _generate_examples(self, path):
-        number = 0
-        for number, row in read_rows(path):
-            yield number, self._example(path, number, row)
-        if not number:
-            raise ValueError(f"{path} holds no rows")
+    def _generate_examples(self, split, files):
+        number = -1
+        for number, example in enumerate(self.examples(split, files)):
+            yield number, example
+        if number < 0:
+            raise ValueError(f"{', '.join(files)} holds no problems")
 
-    def _example(self, path: str, number: int, row: dict) -> dict[str, str]:
-        problem, answer, solution = self._fields
-        return {
-            "problem": text_field(path, number, row, problem),
-            "answer": text_field(path, number, row, answer),
-            "solution": text_field(path, number, row, solution) if solution else "",
-        }
+    def examples(self, split: str, files: Sequence[str]) -> Iterable[dict[str, str]]:
+        """The "problem", "answer" and "solution" of each row of a split."""
+        raise NotImplementedError
 
 
-class Gsm8k(ProblemFiles):
-    """GSM8K (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168): 7,473 training and 1,319 test problems.
+class ProblemFiles(ProblemBuilder):
+    """(problem, answer) rows of any JSON or Parquet files, in file order.
 
     Args:
-        directory: holds train.jsonl and test.jsonl, each also as .gz; "" downloads the published files.
+        paths: split name -> file.
+        problem_field, answer_field: names of the fields.
+        solution_field: a field with a worked solution, or "".
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    def __init__(
+        self,
+        *,
+        paths: Mapping[str, str],
+        problem_field: str = "problem",
+        answer_field: str = "answer",
+        solution_field: str = "",
+        data_dir: str | None = None,
+    ):
+        self._fields = (problem_field, answer_field, solution_field)
+        files = {split: [path] for split, path in paths.items()}
+        super().__init__(paths=files, options=self._fields, data_dir=data_dir)
 
-    def __init__(self, *, directory: str = "", data_dir: str | None = None):
-        self._directory = directory
-        paths = {}
-        if directory:
-            for split in ("train", "test"):
-                choices = [os.path.join(directory, f"{split}.jsonl{ending}") for ending in ("", ".gz")]
-                present = [path for path in choices if os.path.isfile(path)]
-                if not present:
-                    raise ValueError(f"no {split}.jsonl or {split}.jsonl.gz in {os.path.abspath(directory)}")
-                paths[split] = present[0]
-        super().__init__(paths=paths, problem_field="question", answer_field="answer", data_dir=data_dir)
-
-    def _split_generators(self, dl_manager):
-        if not self._paths:
-            urls = {split: GSM8K_URL.format(split=split) for split in ("train", "test")}
-            self._paths = {split: os.fspath(path) for split, path in dl_manager.download(urls).items()}
-        return super()._split_generators(dl_manager)
-
-    def _example(self, path, number, row):
-        solution = text_field(path, number, row, "answer")
-        body, mark, answer = solution.rpartition("####")
-        if not mark or not body.strip() or not answer.strip():
-            raise ValueError(f"{path} row {number} has no '#### answer' at the end of its solution")
-        problem = text_field(path, number, row, "question")
-        return {"problem": problem, "answer": answer.strip().replace(",", ""), "solution": solution}
+    def examples(self, split, files):
+        """Every row; a row that lacks a field ends the preparation with its number."""
+        del split
+        problem, answer, solution = self._fields
+        for path in files:
+            for number, row in read_rows(path):
+                yield {
+                    "problem": text_field(path, number, row, problem),
+                    "answer": text_field(path, number, row, answer),
+                    "solution": text_field(path, number, row, solution) if solution else "",
+                }
 
 
 class FileProblems(Sequence[Problem]):
@@ -199,42 +124,78 @@ class FileProblems(Sequence[Problem]):
         return Problem(int(row), prompt, fields["answer"], fields["solution"])
 
 
-class FileTask:
-    """A task over prepared files: rewards are the grader's, demonstrations the files' own solutions."""
+class MixedProblems(Sequence[Problem]):
+    """Several sequences of problems in given proportions; one pass holds about as many as all of them together.
+
+    A sequence whose share is larger than its own size comes round again within a pass, one whose share is smaller gives
+    a random part of its problems, always the same. Ids are unique over all sequences; copies of a problem share one.
+
+    Args:
+        problems: the sequences.
+        weights: of each, positive; a sequence's share of a pass is its weight over the sum.
+        seed: of which problems come more often than others.
+
+    Raises:
+        ValueError: for weights that are not positive, or not one a sequence.
+    """
+
+    def __init__(self, problems: Sequence[Sequence[Problem]], weights: Sequence[float], *, seed: int = 0):
+        if len(weights) != len(problems) or not problems or not all(0 < weight < float("inf") for weight in weights):
+            raise ValueError(f"{len(problems)} sets of problems need as many positive weights, not {list(weights)}")
+        sizes = [len(own) for own in problems]
+        total, share = sum(sizes), np.array(weights, float) / sum(weights)
+        self._problems = problems
+        self._offsets = [sum(sizes[:i]) for i in range(len(sizes))]
+        rng = np.random.default_rng(seed)
+        self._rows: list[tuple[int, int]] = []
+        for index, (size, count) in enumerate(zip(sizes, np.round(share * total).astype(int), strict=True)):
+            whole, rest = divmod(max(int(count), 1), size)
+            part = sorted(rng.permutation(size)[:rest].tolist())
+            self._rows += [(index, row) for row in [*list(range(size)) * whole, *part]]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        which, row = self._rows[index]
+        problem = self._problems[which][row]
+        return Problem(self._offsets[which] + problem.id, problem.prompt, problem.answer, problem.solution)
+
+
+class GradedTask:
+    """A task whose answers are graded by a ``Grader``; subclasses say where the problems come from."""
 
     alphabet = None
 
-    def __init__(self, builder: ProblemFiles, *, template: str = "{problem}\n", grader: Grader | None = None):
-        template = prompt_template(template)
-        tfds.disable_progress_bar()
-        builder.download_and_prepare()
-        self._builder, self._template, self._grader = builder, template, grader or Grader()
-        self._sources: dict[str, FileProblems] = {}
-
-    def problems(self, split: str) -> FileProblems:
-        """Problems of a split, in file order."""
-        if split not in self._builder.info.splits:
-            raise ValueError(f"there is no split {split!r}, only {', '.join(self._builder.info.splits)}")
-        if split not in self._sources:
-            self._sources[split] = FileProblems(self._builder.as_data_source(split=split), self._template)
-        return self._sources[split]
+    def __init__(self, grader: Grader | None = None):
+        self.grader = grader or Grader()
 
     def reward(self, problem: Problem, response: str) -> float:
         """The grader's verdict."""
-        return self._grader.grade(problem.answer, response)
+        return self.grader.grade(problem.answer, response)
+
+    def rewards(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[float]:
+        """``reward`` of each pair, spread over the grader's workers."""
+        return self.grader.grade_many([problem.answer for problem in problems], responses)
 
     def answer_span(self, problem: Problem, response: str) -> tuple[int, int] | None:
         """Characters of the final answer the grader reads; None where it reads none."""
         del problem
-        answer = self._grader.answer(response)
+        answer = self.grader.answer(response)
         at = response.rfind(answer) if answer else -1
         return None if at < 0 else (at, at + len(answer or ""))
 
     def same_answer(self, problem: Problem, first: str, second: str) -> bool:
         """Whether the grader takes one response's answer for the other's."""
         del problem
-        answer = self._grader.answer(first)
-        return bool(answer) and self._grader.grade(answer or "", second) >= 1.0
+        return self.grader.clusters([first, second]) == [0, 0]
+
+    def clusters(self, problem: Problem, responses: Sequence[str]) -> list[int]:
+        """A number per response, equal for those with the same final answer."""
+        del problem
+        return self.grader.clusters(responses)
 
     def demonstration(self, problem: Problem, seed: int) -> str:
         """The file's solution; ValueError where it has none."""
@@ -244,3 +205,35 @@ class FileTask:
                 f"problem {problem.id} has no solution to imitate; name a solution_field or start from weights"
             )
         return problem.solution
+
+
+def _prepare(builder: ProblemBuilder) -> None:
+    """Prepares the records where they are not yet; TFDS says "downloading" of local files too, so it says nothing."""
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare()
+
+
+def prepared(builder: ProblemBuilder, split: str, template: str) -> FileProblems:
+    """Problems of a builder's split, in file order, prepared where they are not yet."""
+    _prepare(builder)
+    if split not in builder.info.splits:
+        raise ValueError(f"there is no split {split!r}, only {', '.join(builder.info.splits)}")
+    return FileProblems(builder.as_data_source(split=split), template)
+
+
+class FileTask(GradedTask):
+    """A task over a builder's splits: rewards are the grader's, demonstrations the files' own solutions."""
+
+    def __init__(self, builder: ProblemBuilder, *, template: str = "{problem}\n", grader: Grader | None = None):
+        super().__init__(grader)
+        self._template = prompt_template(template)
+        _prepare(builder)
+        self._builder = builder
+        self._sources: dict[str, FileProblems] = {}
+
+    def problems(self, split: str) -> FileProblems:
+        """Problems of a split, in file order."""
+        if split not in self._sources:
+            self._sources[split] = prepared(self._builder, split, self._template)
+        return self._sources[split]

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -51,12 +51,38 @@ class Task(Protocol):
         ...
 
     # A task may also have ``answer_span(problem, response) -> (first, past-the-last character) | None``, for segment
-    # credit, and ``same_answer(problem, first, second) -> bool``, to cluster responses by meaning.
+    # credit; ``same_answer(problem, first, second) -> bool`` or, faster, ``clusters(problem, responses) -> numbers``,
+    # to cluster responses by meaning; and ``rewards(problems, responses) -> list``, where many at once are faster.
 
     @property
     def alphabet(self) -> str | None:
         """Characters a character tokenizer needs, or None where the task needs a trained vocabulary."""
         ...
+
+
+def rewards_of(task: Task, problems: Sequence[Problem], responses: Sequence[str]) -> list[float]:
+    """The task's reward of each pair, all at once where the task can."""
+    many = getattr(task, "rewards", None)
+    if many is not None:
+        return list(many(problems, responses))
+    return [task.reward(problem, response) for problem, response in zip(problems, responses, strict=True)]
+
+
+def answer_clusters(task: Any, problem: Problem, responses: Sequence[str]) -> list[int]:
+    """A number per response, equal for those with the same answer; a response without one is alone.
+
+    Raises:
+        ValueError: for a task that cannot tell.
+    """
+    if hasattr(task, "clusters"):
+        return list(task.clusters(problem, responses))
+    if not hasattr(task, "same_answer"):
+        raise ValueError("this task has no same_answer(problem, first, second), so its responses cannot be clustered")
+    ids: list[int] = []
+    for number, text in enumerate(responses):
+        same = (i for i in dict.fromkeys(ids) if task.same_answer(problem, responses[i], text))
+        ids.append(next(same, number))
+    return ids
 
 
 class GeneratedProblems(Sequence[Problem]):

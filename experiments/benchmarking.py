@@ -1,0 +1,173 @@
+"""Sampling benchmarks with every response kept: resumable, and scored from what was kept.
+
+A benchmark's directory entry is NAME.jsonl, a line per response, written batch by batch; a pass that was killed goes on
+after the last whole batch and ends with the same lines. Scores are computed from the lines alone.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from entropy_rl.data.batching import decode_responses
+from entropy_rl.data.datasets import GradedTask
+from entropy_rl.data.tasks import Problem, answer_clusters, rewards_of
+from entropy_rl.evaluate import accuracy_estimates, estimate, majority_at_k
+from entropy_rl.metrics import ProgressLine
+from entropy_rl.parallel.mesh import row_shards
+from entropy_rl.parallel.multihost import gather_rows, is_main, local_rows
+from entropy_rl.rollout.engine import make_sampler
+from experiments.building import Parts
+from experiments.evaluation import sampled_ahead
+
+
+def sample_benchmark(
+    parts: Parts,
+    task: GradedTask,
+    params: Any,
+    problems: Sequence[Problem],
+    path: str,
+    *,
+    name: str,
+    samples: int,
+    seed: int,
+) -> None:
+    """Writes what is missing of ``path``: ``samples`` responses to each problem, decoded as ``config.eval`` says.
+
+    A line holds the problem's and the sample's number, the response, the answer that was read, whether it is correct,
+    its cluster among the problem's responses (equal answers, equal numbers), its tokens and whether it ended by itself.
+    """
+    options, sampling = parts.config.eval, parts.config.sampling
+    sampler = make_sampler(
+        parts.model, parts.mesh, samples_per_prompt=samples, max_response=sampling.max_response,
+        slots_per_device=sampling.slots_per_device, stop_tokens=parts.tokenizer.stop_ids,
+        temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p,
+    )  # fmt: skip
+    shards = row_shards(parts.mesh)
+    batch = min(options.batch, -(-len(problems) // shards) * shards)
+    start = _whole_batches(path, len(problems), samples, batch)
+    progress = ProgressLine(len(problems), first=start, every=len(problems), title=name)
+    key = jax.random.key(seed)
+    for mine, rollout in sampled_ahead(parts, sampler, params, problems, batch, key, start):
+        tokens, mask = local_rows(rollout.tokens), local_rows(rollout.response_mask)
+        texts = decode_responses(tokens, mask, parts.tokenizer)
+        rewards = rewards_of(task, [problem for problem in mine for _ in range(samples)], texts)
+        clusters = [
+            number
+            for index, problem in enumerate(mine)
+            for number in answer_clusters(task, problem, texts[index * samples : (index + 1) * samples])
+        ]
+        numbers = np.stack([np.array(rewards) >= 1.0, clusters, local_rows(rollout.stopped)], axis=1).astype(np.int32)
+        tokens, mask, numbers = gather_rows(tokens), gather_rows(mask), gather_rows(numbers)
+        if is_main():
+            count = min(batch, len(problems) - start)
+            texts = decode_responses(tokens, mask, parts.tokenizer)
+            lines = [
+                {
+                    "problem": problems[start + row // samples].id,
+                    "sample": row % samples,
+                    "response": texts[row],
+                    "answer": task.grader.answer(texts[row]),
+                    "correct": int(numbers[row, 0]),
+                    "cluster": int(numbers[row, 1]),
+                    "tokens": int(mask[row].sum()),
+                    "stopped": int(numbers[row, 2]),
+                }
+                for row in range(count * samples)
+            ]
+            with open(path, "a") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in lines))
+        start += batch
+        progress.update(min(start, len(problems)), {"correct": f"{np.mean(numbers[:, 0]):.3f}"})
+    progress.close()
+    gather_rows(np.zeros(1))  # nobody reads the file before it is whole
+
+
+def _whole_batches(path: str, problems: int, samples: int, batch: int) -> int:
+    """Problems whose responses ``path`` holds, in whole batches; what is behind them is cut off."""
+    if is_main() and os.path.exists(path):
+        with open(path) as file:
+            lines = file.read().splitlines(keepends=True)
+        lines = lines[:-1] if lines and not lines[-1].endswith("\n") else lines
+        done = len(lines) // samples
+        done = done if done == problems else done // batch * batch
+        with open(path + ".tmp", "w") as file:
+            file.writelines(lines[: done * samples])
+        os.replace(path + ".tmp", path)
+    gather_rows(np.zeros(1))
+    if not os.path.exists(path):
+        return 0
+    with open(path) as file:
+        return sum(1 for _ in file) // samples
+
+
+def score(path: str, samples: int) -> dict[str, Any]:
+    """mean@n, pass@k and maj@k (each "mean", "low", "high" over problems), mean tokens, fraction cut by the limit."""
+    with open(path) as file:
+        lines = [json.loads(line) for line in file]
+
+    def column(name: str) -> np.ndarray:
+        return np.array([line[name] for line in lines]).reshape(-1, samples)
+
+    correct, clusters = column("correct"), column("cluster")
+    estimates = accuracy_estimates(correct)
+    for k in sorted({4, 8, 16, 32, 64, samples}):
+        if 2 < k <= samples:
+            estimates[f"maj@{k}"] = estimate(majority_at_k(correct, clusters, k))
+    return {name: dataclasses.asdict(value) for name, value in estimates.items()} | {
+        "tokens": float(np.mean(column("tokens"))),
+        "truncated": float(np.mean(1 - column("stopped"))),
+    }
+
+
+def check_settings(settings: dict[str, Any], out: str) -> None:
+    """Writes OUT/settings.json; ValueError where OUT holds an evaluation with other settings."""
+    path = os.path.join(out, "settings.json")
+    if os.path.exists(path):
+        with open(path) as file:
+            old = json.load(file)
+        changed = "; ".join(f"{k}: {old.get(k)} -> {v}" for k, v in settings.items() if old.get(k) != v)
+        if changed:
+            raise ValueError(f"{out} holds an evaluation with other settings ({changed}); choose another --out")
+    if is_main():
+        _write(path, settings)
+
+
+def _write(path: str, what: dict[str, Any]) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path + ".tmp", "w") as file:
+        json.dump(what, file, indent=2)
+    os.replace(path + ".tmp", path)
+
+
+def write_results(settings: dict[str, Any], results: dict[str, Any], out: str) -> None:
+    """OUT/results.json: the settings, and of each benchmark its scores."""
+    _write(os.path.join(out, "results.json"), {"settings": settings, "benchmarks": results})
+
+
+def table(settings: dict[str, Any], results: dict[str, Any]) -> str:
+    """The scores of several benchmarks, with the settings they were sampled at."""
+    n = settings["num_samples"]
+    columns = [name for name in (f"mean@{n}", f"pass@{n}", f"maj@{n}") if any(name in r for r in results.values())]
+    decoding = f"T={settings['temperature']:g}, top_p={settings['top_p']:g}, top_k={settings['top_k'] or 'all'}"
+    if settings["min_p"]:
+        decoding += f", min_p={settings['min_p']:g}"
+    width = max(len(name) for name in [*results, "benchmark"])
+    heads = [*(f"{column:>22}" for column in columns), f"{'tokens':>9}", f"{'cut off':>9}"]
+    lines = [
+        settings["model"],
+        f"{n} response{'s' if n > 1 else ''} a problem, {decoding}, up to {settings['max_response']} tokens, "
+        f"{'chat' if settings['chat'] else 'no chat'} template, prompt {settings['template']!r}; 95 % intervals",
+        f"{'benchmark':<{width}}{'problems':>10}" + "".join(heads),
+    ]
+    for name, found in results.items():
+        values = [[100 * found[column][name] for name in ("mean", "low", "high")] for column in columns]
+        cells = "".join(f"{mean:>7.1f} [{low:5.1f},{high:6.1f}]" for mean, low, high in values)
+        lines.append(
+            f"{name:<{width}}{found['problems']:>10}{cells}{found['tokens']:>9.0f}{100 * found['truncated']:>7.0f} %"
+        )
+    return "\n".join(lines)
