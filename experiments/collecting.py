@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,6 +49,7 @@ class Collector:
         self._parts, self._recipe, self._sampler = parts, recipe, sampler
         self._samples = parts.config.batch.samples
         self._sharding = row_sharding(parts.mesh)
+        self._sample_seconds = 0.0
         self.replayer = None if recipe.replay is None else Replayer(recipe.replay)
 
     def _rng(self, step: int, what: int) -> np.random.Generator:
@@ -83,9 +85,24 @@ class Collector:
 
     # --- Sampling and verification.
 
-    def collect(self, params: Any, asked: Asked, key: Any, running: Any) -> tuple[Rollout, int]:
-        """(rollout with rewards, verdicts and origin, tokens drawn): sampled, and groups of equal rewards again."""
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether the rows sampled first are the rows that are trained on: none is sampled again, added or replaced."""
+        added = self._recipe.rows_per_group(self._samples) - self._samples
+        return not (self._recipe.resample_rounds or added or self.replayer is not None)
+
+    def collect(
+        self, params: Any, asked: Asked, key: Any, running: Any, meanwhile: Callable[[Rollout], object] | None = None
+    ) -> tuple[Rollout, int, float]:
+        """(rollout with rewards, verdicts and origin, tokens drawn, seconds of sampling).
+
+        Groups of equal rewards are sampled again where the recipe says so. ``meanwhile`` is called with the rollout
+        just sampled, before it is graded: what it starts on the devices runs while this host and its workers grade.
+        """
+        self._sample_seconds = 0.0
         rollout = self._sample(params, asked.prompts, key, running)
+        if meanwhile is not None:
+            meanwhile(rollout)
         tokens = self._drawn(rollout)
         rollout = self._verified(rollout, asked)
         for number in range(1, self._recipe.resample_rounds + 1):
@@ -101,10 +118,13 @@ class Collector:
             new = self._verified(new, asked)
             chosen = to_global(np.repeat(equal, self._samples), self._sharding)
             rollout = _merge(chosen, new, rollout)
-        return rollout, tokens
+        return rollout, tokens, self._sample_seconds
 
     def _sample(self, params, prompts, key, running):
-        return self._sampler(params, to_global(prompts, self._sharding), key, running)
+        start = time.perf_counter()
+        rollout = jax.block_until_ready(self._sampler(params, to_global(prompts, self._sharding), key, running))
+        self._sample_seconds += time.perf_counter() - start
+        return rollout
 
     def _drawn(self, rollout: Rollout) -> int:
         drawn = rollout.response_mask if rollout.segments is None else rollout.segments.draws

@@ -31,7 +31,7 @@ _WIDTH = 40  # characters of a histogram's longest bar
 def histogram(lengths: Sequence[int], limit: int | None) -> str:
     """Lengths as text: quantiles, ten bars, and how many are above ``limit``."""
     values = np.array(lengths)
-    low, half, high, most = (int(np.quantile(values, q)) for q in (0, 0.5, 0.95, 1))
+    low, half, high, most = (int(np.quantile(values, q, method="inverted_cdf")) for q in (0, 0.5, 0.95, 1))
     lines = [f"    shortest {low}, median {half}, 95 % up to {high}, longest {most}"]
     if limit is not None and (above := int(np.sum(values > limit))):
         lines[0] += f"; {above} above the config's limit of {limit}"

@@ -42,7 +42,7 @@ class Done:
         rollout: as the updates read it.
         tokens: drawn, erased ones included.
         values: metrics by name.
-        seconds: of sampling, augmenting, scoring and updating together.
+        seconds: of sampling, grading, augmenting, scoring and updating together.
         skipped_in_a_row: the longest run of skipped updates the step saw.
     """
 
@@ -122,12 +122,22 @@ class Line:
         clock = _Clock()
         asked = self.collector.ask(problems, step=number, epoch=epoch)
         sampling_params = jax.device_put(state.params, self._sampling_shardings)
-        rollout, tokens = self.collector.collect(sampling_params, asked, key, stages.get("erasing"))
-        sample_seconds = clock.lap(rollout)
+        scores: list[Any] = []  # where the rows stay as they are, they are scored while the host grades them
+
+        def score(rollout: Rollout) -> None:
+            scores.append(self._score(state.params, rollout))
+
+        meanwhile = score if self.collector.keeps_rows else None
+        rollout, tokens, sample_seconds = self.collector.collect(
+            sampling_params, asked, key, stages.get("erasing"), meanwhile
+        )
+        verify_seconds = clock.lap(rollout) - sample_seconds
         rollout = self.collector.augment(rollout, asked, step=number)
         augment_seconds = clock.lap(rollout)
 
-        rollout = scored(rollout, *self._score(state.params, rollout), mask_truncated=self._batch.mask_truncated)
+        if not scores:
+            score(rollout)
+        rollout = scored(rollout, *scores[0], mask_truncated=self._batch.mask_truncated)
         rollout = rollout.replace(
             ref_log_probs=self._score(reference, rollout)[0] if self._recipe.needs_reference else None,
             attention_mass=self._attend(state.params, rollout) if self._attend is not None else None,
@@ -146,8 +156,9 @@ class Line:
 
         streak = max(int(u.pop("skipped_in_a_row")) for u in updates)
         means = {name: jnp.mean(jnp.stack([u[name] for u in updates])) for name in updates[0]}
-        seconds = sample_seconds + augment_seconds + score_seconds + update_seconds
+        seconds = sample_seconds + verify_seconds + augment_seconds + score_seconds + update_seconds
         values = jax.device_get(values | stage_values | means) | {
+            "verify_seconds": verify_seconds,
             "augment_seconds": augment_seconds,
             "sample_tokens_per_second": tokens / sample_seconds,
             "score_tokens_per_second": tokens / score_seconds,

@@ -57,7 +57,7 @@ def test_groups_of_equal_rewards_are_sampled_again(parts, rounds):
     sampler = Sampler(parts, problems, needed)
     collector = Collector(parts, recipe, sampler)
     asked = collector.ask(problems, step=0, epoch=0)
-    rollout, tokens = collector.collect(None, asked, None, None)
+    rollout, tokens, _ = collector.collect(None, asked, None, None)
     assert len(sampler.asked) == 1 + rounds  # the last two groups never get a right response
     for number, active in enumerate(sampler.asked):
         np.testing.assert_array_equal(active, np.array(needed) >= number if number else True)

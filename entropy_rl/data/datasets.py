@@ -172,6 +172,10 @@ class GradedTask:
     def __init__(self, grader: Grader | None = None):
         self.grader = grader or Grader()
 
+    def problems(self, split: str) -> Sequence[Problem]:
+        """Problems of "train" or "test"."""
+        raise NotImplementedError
+
     def reward(self, problem: Problem, response: str) -> float:
         """The grader's verdict."""
         return self.grader.grade(problem.answer, response)
