@@ -183,6 +183,29 @@ FAULTS = [
     ("12:00", "1:00", 0), ("\\cot x", "\\frac{\\cos x}{\\sin x}", 1), ("2", "2 or 3", 0),
     ("\\frac12", "\\int_0^1 x\\,dx", 1), ("55", "\\sum_{k=1}^{10} k", 1), ("3", "10^{10^{10}}", 0),
     ("3", "\\binom{10^9}{10^8}", 0),
+    # What a review found.
+    ("2^{1009}", "2^{1009}+1", 0), ("100!", "100!+1", 0), ("1", "1+10^{-40}", 0), ("1-\\frac{1}{2^{200}}", "1", 0),
+    ("5", "5\\cdot1.0000000000000000000000000000000000001", 0), ("2^{1009}+1", "1+2\\cdot 2^{1008}", 1),
+    ("2\\sqrt{rR}", "2\\sqrt{rr}", 0), ("ab", "AB", 0), ("3R^2", "3r^2", 0), ("\\sqrt{ab}", "\\sqrt a\\sqrt b", 1),
+    ("\\cos 20^\\circ", "\\cos 20", 0), ("\\frac12", "\\sin 30^\\circ", 1), ("\\cos 20^\\circ", "\\sin 70^\\circ", 1),
+    ("2", "2 million", 0), ("2000000", "2\\text{ million}", 1), ("12", "1 dozen eggs", 1), ("7", "7 squared", 0),
+    ("7", "7 halves", 0), ("7", "7 or more", 0), ("18", "18 \\text{ is wrong}", 0), ("7", "7 negative", 0),
+    ("30\\text{ mph}", "30 feet per second", 0), ("30\\text{ mph}", "30 miles per hour", 1),
+    ("90^\\circ", "90 radians", 0), ("\\$18.90", "18.90 cents", 0), ("\\$18.90", "18.90 dollars", 1),
+    ("12", "12a", 0), ("40", "40_2", 0), ("7", "7_6", 0), ("1", "1_2_3", 0), ("(1,-2,3)", "z=1,y=-2,x=3", 0),
+    ("(1,-2,3)", "x=1,y=-2,z=3", 1), ("(2,3)", "(y,x)=(2,3)", 0), ("(3,2)", "(y,x)=(2,3)", 1), ("2,3", "[2,3]", 0),
+    ("2,3", "2<x<3", 0), ("x=1,2", "(1,2)", 0), ("[1,2]", "1,2", 0), ("x\\in[0,1]", "x=0,1", 0),
+    ("18", "1\\dots8", 0), ("18", "18,\\ldots", 0), ("16", "1 6", 0), ("0.333\\ldots", "0.333", 1),
+    ("\\lfloor n/2\\rfloor", "\\lfloor n/3\\rfloor", 0), ("\\gcd(n,6)", "\\gcd(n,3)", 0), ("5", "5^T", 0),
+    ("5", "5'", 0), ("\\emptyset", "\\{\\emptyset\\}", 0), ("\\emptyset", "\\{\\}", 1),
+    ("\\mathbb{R}", "(-\\infty,\\infty)", 1), ("16,3,1", "16,3,1,1", 0), ("10:30", "1:3", 0),
+    ("3:45\\text{ p.m.}", "3:45 PM", 1), ("3:45 PM", "3:45 AM", 0), ("3:2", "6:4", 1), ("3:2", "2:3", 0),
+    ("7", "\\mathbf{7}", 1), ("12", "\\text{12 apples}", 1), ("7", "{\\large 7}", 1),
+    ("\\frac34", "\\boldsymbol{\\frac34}", 1), ("3+4i", "3+4\\mathrm{i}", 1), ("12", "= 12", 1), ("12", "m+n=12", 1),
+    ("C", "(C) 42", 1), ("B", "(C) 42", 0), ("60,120", "120^\\circ, 60^\\circ", 1),
+    ("\\binom{10}{3}", "{10\\choose 3}", 1), ("(-\\infty,-2)\\cup(2,\\infty)", "x<-2 \\text{ or } x>2", 1),
+    ("(-\\infty,-2)\\cup(2,\\infty)", "x<-2 \\text{ or } x>3", 0), ("f(x)=x^2", "y=x^2", 1),
+    ("\\text{June 20}", "June 20", 1), ("\\text{June 20}", "June 21", 0), ("\\log_2 8", "3", 1),
 ]  # fmt: skip
 
 
@@ -211,6 +234,30 @@ def test_faults_of_other_graders(grader):
 def test_where_an_answer_stands(gold, response, grade):
     with Grader() as grader:
         assert grader.grade(gold, response) == grade
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\boxed{" + "a" * 30 + "+1=5}",
+        "#### Total number of pages written per year is 12*52=624",
+        "\\boxed{1" + " per" * 24 + " x}",
+        "\\boxed{1" + " mph" * 24 + " x}",
+        "\\boxed{1\\}" * 20_000,
+        "\\boxed{\\text{" + " " * 900 + "}",
+        "\\boxed{1" + "\\pm" * 300 + "x}",
+        "\\boxed{" + "x+1," * 240 + "}",
+        "\\boxed{1;and}",
+        "\\boxed{5>x\\approx 3}",
+    ],
+)
+def test_no_text_holds_the_caller_up(grader, text):
+    """Patterns run in the calling process, without a deadline: none may take exponential or quadratic time."""
+    start = time.process_time()
+    for gold in ("42", "1,2,3", "y=2x+1", "x>1"):
+        assert grader.grade(gold, text) == 0.0
+    assert time.process_time() - start < 8  # of this process; far below what backtracking would take
+    assert grader.counts.get("error", 0) == 0
 
 
 def test_unboxed_answers(grader):

@@ -2,10 +2,10 @@
 
 This runs in a worker only (``worker``): parsing and simplifying text a policy wrote may take any time and memory.
 
-Two expressions are the same if they agree, to 1e-30 of their size, at eight random points wherever both are real (where
-neither ever is: complex). That needs no simplification, tells 1/2^99 from 1/2^98, which a fixed number of decimals
-cannot, and knows that sqrt(1/n) is 1/sqrt(n). What is no number at a point (sets, matrices, sums with free limits) goes
-to ``math_verify.verify``.
+Two expressions are the same if they agree at eight random points wherever both are real (where neither ever is:
+complex), and agree there again with as many more digits as may have cancelled. That needs no simplification, tells
+1/2^99 from 1/2^98 and 100! from 100! + 1, which a fixed number of digits cannot, and knows that sqrt(1/n) is
+1/sqrt(n). What is no number at a point (sets, matrices, sums with free limits) goes to ``math_verify.verify``.
 """
 
 import random
@@ -14,16 +14,19 @@ from fractions import Fraction
 
 import mpmath
 import sympy
-from latex2sympy2_extended.latex2sympy2 import latex2sympy
-from math_verify import parse, verify
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+from math_verify import LatexExtractionConfig, parse, verify
 from math_verify.grader import should_treat_as_complex
 
 from entropy_rl.verify.equivalence import Algebra
 from entropy_rl.verify.notation import without_unit
 
 _DIGITS = 60
+_LATEX_ONLY = [LatexExtractionConfig()]  # its other reader hands text to SymPy's parse_expr, which evaluates it
+_NAMES_AS_WRITTEN = ConversionConfig(lowercase_symbols=False)
 _CLOSE = mpmath.mpf(10) ** -30
 _POINTS = 8
+_GCD, _COMMAND, _LETTER = re.compile(r"\\(?:gcd|lcm)"), re.compile(r"\\[a-z]+"), re.compile("[a-zA-Z]")
 _MOST_TERMS = 1000
 _LARGEST = 10**5  # of an exponent times its base's logarithm: values beyond e^100000 are no answers
 
@@ -63,69 +66,95 @@ def _integer(number):
     return int(number)
 
 
-def value(expression: sympy.Basic, point: dict[sympy.Basic, mpmath.mpf]):
-    """An expression's value at a point, in mpmath's precision; NoValue where it has none."""
-    if expression in point:
-        return point[expression]
-    if isinstance(expression, sympy.Rational):
-        return mpmath.mpf(expression.p) / expression.q
-    if isinstance(expression, sympy.Float):
-        exact = Fraction(str(expression))
-        return mpmath.mpf(exact.numerator) / exact.denominator
-    if expression in _CONSTANTS:
-        return _CONSTANTS[expression]()
-    if isinstance(expression, sympy.Sum | sympy.Product):
-        return _series(expression, point)
-    arguments = [value(argument, point) for argument in expression.args]
-    if isinstance(expression, sympy.exp):
-        return _power(+mpmath.e, arguments[0])
-    if isinstance(expression, sympy.Add):
-        return mpmath.fsum(arguments)
-    if isinstance(expression, sympy.Mul):
-        return mpmath.fprod(arguments)
-    if isinstance(expression, sympy.Pow):
-        root = expression.args[1]
-        if (
-            isinstance(root, sympy.Rational)
-            and root.q % 2
-            and root.q > 1
-            and arguments[0].imag == 0 > arguments[0].real
-        ):
-            return (-1) ** (root.p % 2) * _power(-arguments[0], arguments[1])  # the real root, as is usual at school
-        return _power(*arguments)
-    if isinstance(expression, sympy.log):
-        if any(a == 0 for a in arguments):
-            raise NoValue
-        logs = [mpmath.log(a) for a in arguments]
-        return logs[0] if len(logs) == 1 else logs[0] / logs[1]
-    if isinstance(expression, sympy.factorial):
-        return mpmath.factorial(_integer(arguments[0]))
-    if isinstance(expression, sympy.binomial):
-        return mpmath.binomial(*map(_integer, arguments))
-    if isinstance(expression, sympy.Max | sympy.Min):
-        if any(mpmath.im(a) for a in arguments):
-            raise NoValue
-        return (max if isinstance(expression, sympy.Max) else min)(arguments)
-    if isinstance(expression, sympy.floor | sympy.ceiling):
-        return (mpmath.floor if isinstance(expression, sympy.floor) else mpmath.ceil)(arguments[0])
-    function = _ONE_ARGUMENT.get(type(expression))
-    if function is None or len(arguments) != 1:
-        raise NoValue
-    return function(arguments[0])
+class _Evaluation:
+    """Values of an expression at a point, in mpmath's precision.
 
+    Attributes:
+        size: the largest decimal logarithm, in absolute value, met on the way: digits that may cancel.
+        left_reals: whether a root or logarithm of a negative number was met.
+    """
 
-def _series(expression: sympy.Sum | sympy.Product, point: dict[sympy.Basic, mpmath.mpf]):
-    """A finite sum or product of at most a thousand terms."""
-    if len(expression.limits) != 1 or len(expression.limits[0]) != 3:
-        raise NoValue
-    index, first, last = expression.limits[0]
-    first, last = (value(limit, point) for limit in (first, last))
-    if any(mpmath.im(limit) or limit != mpmath.floor(limit) for limit in (first, last)):
-        raise NoValue
-    if last - first > _MOST_TERMS:
-        raise TooLarge
-    terms = [value(expression.function, {**point, index: mpmath.mpf(k)}) for k in range(int(first), int(last) + 1)]
-    return mpmath.fsum(terms) if isinstance(expression, sympy.Sum) else mpmath.fprod(terms)
+    def __init__(self, point: dict[sympy.Basic, mpmath.mpf]):
+        self.point, self.size, self.left_reals = point, 0.0, False
+
+    def value(self, expression: sympy.Basic):
+        """NoValue where it has none, TooLarge where nobody would write it out."""
+        result = self._value(expression)
+        if result:
+            self.size = max(self.size, abs(float(mpmath.log10(abs(result)))))
+        return result
+
+    def _value(self, expression):
+        if expression in self.point:
+            return self.point[expression]
+        if isinstance(expression, sympy.Rational):
+            return mpmath.mpf(expression.p) / expression.q
+        if isinstance(expression, sympy.Float):
+            exact = Fraction(str(expression))
+            return mpmath.mpf(exact.numerator) / exact.denominator
+        if expression in _CONSTANTS:
+            return _CONSTANTS[expression]()
+        if isinstance(expression, sympy.Sum | sympy.Product):
+            return self._series(expression)
+        return self._function(expression, [self.value(argument) for argument in expression.args])
+
+    def _function(self, expression, arguments):
+        if isinstance(expression, sympy.Add):
+            return mpmath.fsum(arguments)
+        if isinstance(expression, sympy.Mul):
+            return mpmath.fprod(arguments)
+        if isinstance(expression, sympy.exp):
+            return _power(+mpmath.e, arguments[0])
+        if isinstance(expression, sympy.Pow):
+            return self._root_or_power(expression.args[1], *arguments)
+        if isinstance(expression, sympy.log):
+            if any(a == 0 for a in arguments):
+                raise NoValue
+            self.left_reals |= any(mpmath.im(a) == 0 and mpmath.re(a) < 0 for a in arguments)
+            logs = [mpmath.log(a) for a in arguments]
+            return logs[0] if len(logs) == 1 else logs[0] / logs[1]
+        if isinstance(expression, sympy.factorial):
+            return mpmath.factorial(_integer(arguments[0]))
+        if isinstance(expression, sympy.binomial):
+            return mpmath.binomial(*map(_integer, arguments))
+        if isinstance(expression, sympy.Max | sympy.Min):
+            if any(mpmath.im(a) for a in arguments):
+                raise NoValue
+            return (max if isinstance(expression, sympy.Max) else min)(arguments)
+        if isinstance(expression, sympy.floor | sympy.ceiling):
+            return (mpmath.floor if isinstance(expression, sympy.floor) else mpmath.ceil)(arguments[0])
+        if isinstance(expression, sympy.Mod):
+            if any(mpmath.im(a) for a in arguments) or not arguments[1]:
+                raise NoValue
+            return arguments[0] - arguments[1] * mpmath.floor(arguments[0] / arguments[1])
+        function = _ONE_ARGUMENT.get(type(expression))
+        if function is None or len(arguments) != 1:
+            raise NoValue
+        return function(arguments[0])
+
+    def _root_or_power(self, written, base, exponent):
+        if mpmath.im(base) == 0 and mpmath.re(base) < 0:
+            if isinstance(written, sympy.Rational) and written.q % 2 and written.q > 1:
+                return (-1) ** (written.p % 2) * _power(-base, exponent)  # the real root, as is usual at school
+            self.left_reals |= exponent != mpmath.floor(mpmath.re(exponent))
+        return _power(base, exponent)
+
+    def _series(self, expression):
+        """A finite sum or product of at most a thousand terms."""
+        if len(expression.limits) != 1 or len(expression.limits[0]) != 3:
+            raise NoValue
+        index, first, last = expression.limits[0]
+        first, last = self.value(first), self.value(last)
+        if any(mpmath.im(limit) or limit != mpmath.floor(limit) for limit in (first, last)):
+            raise NoValue
+        if last - first > _MOST_TERMS:
+            raise TooLarge
+        terms, outer = [], self.point
+        for k in range(int(first), int(last) + 1):
+            self.point = {**outer, index: mpmath.mpf(k)}
+            terms.append(self.value(expression.function))
+        self.point = outer
+        return mpmath.fsum(terms) if isinstance(expression, sympy.Sum) else mpmath.fprod(terms)
 
 
 _CONSTANTS = {
@@ -134,8 +163,6 @@ _CONSTANTS = {
     sympy.I: lambda: mpmath.mpc(0, 1),
     sympy.GoldenRatio: lambda: +mpmath.phi,
 }
-
-
 _SCIENTIFIC = re.compile(r"^(-?[0-9]+(?:\.[0-9]+)?)[eE]([+-]?[0-9]{1,3})$")
 
 
@@ -150,8 +177,13 @@ def read(text: str) -> sympy.Basic:
     text = re.sub(r"(?<![A-Za-z\\])(sin|cos|tan|log|ln|pi)(?![A-Za-z])", r"\\\1", text)
     text = _SCIENTIFIC.sub(r"\1\\cdot 10^{\2}", text.replace("**", "^"))
     try:
-        expression = latex2sympy(text, is_real=not should_treat_as_complex(text), convert_degrees=True,
-                                 normalization_config=None)  # fmt: skip
+        expression = latex2sympy(
+            text,
+            is_real=not should_treat_as_complex(text),
+            convert_degrees=True,
+            normalization_config=None,
+            conversion_config=_NAMES_AS_WRITTEN,
+        )
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except Exception as error:  # the parser raises bare Exceptions
@@ -176,38 +208,60 @@ def _symbols(*expressions: sympy.Basic) -> list[sympy.Basic]:
     return sorted(found, key=str)
 
 
-def _points(symbols: list[sympy.Basic]):
-    """Random points, the same for the same symbols: positive ones first, then of either sign, small and large."""
+def _points(symbols: list[sympy.Basic], *, integers: bool):
+    """Random points, the same for the same symbols: positive ones first, then of either sign, small and large.
+
+    With ``integers`` as many whole numbers from 1 to 400 follow, for what has steps or exists only there. i is the
+    imaginary unit.
+    """
     rng = random.Random(0)
-    for index in range(_POINTS if {str(symbol) for symbol in symbols} - {"i"} else 1):
-        point = {}
-        for symbol in symbols:
-            if str(symbol) == "i":
-                point[symbol] = mpmath.mpc(0, 1)
-                continue
+    free = [symbol for symbol in symbols if str(symbol) != "i"]
+    for index in range(_POINTS * (1 + integers) if free else 1):
+        point = {symbol: mpmath.mpc(0, 1) for symbol in symbols if str(symbol) == "i"}
+        for symbol in free:
             size = Fraction(rng.randrange(1, 10**9), 10**9) * (3 if index % 2 else 1) + Fraction(1, 7)
             sign = -1 if index >= 2 and rng.random() < 0.5 else 1
+            if index >= _POINTS:
+                size, sign = Fraction(rng.randrange(1, 12 if index % 2 else 400)), 1
             point[symbol] = mpmath.mpf(sign * size.numerator) / size.denominator
         yield point
 
 
-def _values(first: sympy.Basic, second: sympy.Basic) -> list[tuple]:
-    """Both values at the points where both have one; only real ones if there are any."""
-    pairs = []
-    with mpmath.workdps(_DIGITS):
-        for point in _points(_symbols(first, second)):
+def _has_steps(expression: sympy.Basic) -> bool:
+    kinds = (sympy.floor, sympy.ceiling, sympy.Mod, sympy.factorial, sympy.binomial, sympy.Sum, sympy.Product)
+    return expression.has(*kinds)
+
+
+def _values(first: sympy.Basic, second: sympy.Basic, digits: int) -> tuple[list[tuple], float]:
+    """Both values at the points where both have one, and the digits that may have cancelled on the way.
+
+    Only points without a root or logarithm of a negative number, if there are any; else only those where both are real,
+    if there are any.
+    """
+    pairs, size = [], 0.0
+    with mpmath.workdps(digits):
+        for point in _points(_symbols(first, second), integers=_has_steps(first) or _has_steps(second)):
+            left, right = _Evaluation(point), _Evaluation(point)
             try:
-                pair = (_settled(first, point), _settled(second, point))
+                pair = (left.value(first), right.value(second))
             except (NoValue, ZeroDivisionError, ValueError, OverflowError):
                 continue
             if all(mpmath.isfinite(mpmath.re(v)) and mpmath.isfinite(mpmath.im(v)) for v in pair):
-                pairs.append(pair)
-        real = [pair for pair in pairs if all(abs(mpmath.im(v)) <= _CLOSE * (1 + abs(v)) for v in pair)]
-    return real or pairs
+                pairs.append((pair, left.left_reals or right.left_reals))
+                size = max(size, left.size, right.size)
+        inside = [pair for pair, left_reals in pairs if not left_reals]
+        all_pairs = [pair for pair, _ in pairs]
+        real = [pair for pair in all_pairs if all(abs(mpmath.im(v)) <= _CLOSE * (1 + abs(v)) for v in pair)]
+    return inside or real or all_pairs, size
 
 
-def _close(first, second) -> bool:
-    return abs(first - second) <= _CLOSE * max(abs(first), abs(second))
+def _close(first, second, tolerance) -> bool:
+    return abs(first - second) <= tolerance * max(abs(first), abs(second))
+
+
+def _zero_if_cancelled(number, digits: int):
+    """0 for what is left of 0 by rounding."""
+    return mpmath.mpf(0) if abs(number) < mpmath.mpf(10) ** -(digits - 10) else number
 
 
 class Symbolic(Algebra):
@@ -219,32 +273,42 @@ class Symbolic(Algebra):
             left, right = read(first), read(second)
         except ValueError:
             return False
-        try:
-            pairs = _values(left, right)
-        except TooLarge:
-            return left == right
-        if pairs:
-            with mpmath.workdps(_DIGITS):
-                if not all(_close(*pair) for pair in pairs):
-                    return False
-                return len(pairs) > 1 or len(list(_points(_symbols(left, right)))) == 1
-        return self._verified(first, second)
+        if any(_GCD.search(text) and _LETTER.search(_COMMAND.sub("", text)) for text in (first, second)):
+            return False  # the parser takes symbols for numbers there
+        literals = sum(map(len, re.findall("[0-9]+", first + second)))
+        digits = _DIGITS
+        for _ in range(2):  # then again, with room for all that may have cancelled
+            try:
+                pairs, size = _values(left, right, digits)
+            except TooLarge:
+                return left == right
+            if not pairs:
+                return self._verified(first, second)
+            room = int(size) + literals
+            with mpmath.workdps(digits):
+                tolerance = _CLOSE if digits == _DIGITS else mpmath.mpf(10) ** -(digits - room - 30)
+                settled = [[_zero_if_cancelled(v, digits) if digits > _DIGITS else v for v in pair] for pair in pairs]
+                tiny = mpmath.mpf(10) ** -(_DIGITS - 15)
+                for a, b in settled:
+                    if not _close(a, b, tolerance) and (digits > _DIGITS or max(abs(a), abs(b)) > tiny):
+                        return False
+            digits = 2 * room + 2 * _DIGITS
+        return len(pairs) > 1 or not set(map(str, _symbols(left, right))) - {"i"}
 
     def same_up_to_factor(self, first: str, second: str, *, positive: bool) -> bool:
         """Their ratio at random points."""
         try:
             left, right = read(first), read(second)
+            pairs, _ = _values(left, right, _DIGITS)
         except ValueError:
             return False
-        try:
-            pairs = _values(left, right)
         except TooLarge:
             return False
         with mpmath.workdps(_DIGITS):
             if len(pairs) < 2 or any(abs(b) < _CLOSE for _, b in pairs):
                 return self._verified(first, second)
             ratios = [a / b for a, b in pairs]
-            if not all(_close(ratios[0], ratio) for ratio in ratios) or abs(ratios[0]) < _CLOSE:
+            if not all(_close(ratios[0], ratio, _CLOSE) for ratio in ratios) or abs(ratios[0]) < _CLOSE:
                 return False
             return not positive or mpmath.re(ratios[0]) > 0
 
@@ -262,7 +326,7 @@ class Symbolic(Algebra):
             return False
         with mpmath.workdps(_DIGITS):
             try:
-                number = value(exact, {})
+                number = _Evaluation({}).value(exact)
             except (NoValue, TooLarge, ZeroDivisionError, ValueError, OverflowError):
                 return False
             target = mpmath.mpf(decimal.replace(",", ""))
@@ -271,7 +335,7 @@ class Symbolic(Algebra):
     @staticmethod
     def _verified(first: str, second: str) -> bool:
         """math-verify's word, without its own time limits: the worker has one."""
-        gold, answer = (parse(f"${text}$", parsing_timeout=None) for text in (first, second))
+        gold, answer = (parse(f"${text}$", _LATEX_ONLY, parsing_timeout=None) for text in (first, second))
         if not gold or not answer:
             return False
         return bool(verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True))

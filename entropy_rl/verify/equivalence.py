@@ -7,6 +7,7 @@ The structure of an answer is a list ("1, 2", "1 or 2", "\\pm 3"), a set, a tupl
 
 import re
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 from entropy_rl.verify.notation import (
     comma_decimal,
@@ -14,6 +15,7 @@ from entropy_rl.verify.notation import (
     exact_number,
     rounds_to,
     spaced_thousands,
+    tight,
     units_agree,
     without_unit,
 )
@@ -22,6 +24,7 @@ from entropy_rl.verify.structure import (
     MAX_PARTS,
     Parts,
     Undecided,
+    as_union,
     as_words,
     chain,
     interval_of,
@@ -33,13 +36,16 @@ from entropy_rl.verify.structure import (
     take_apart,
 )
 
-_CUP = re.compile(r"\\cup(?![a-zA-Z])")
-_ROW, _CELL = re.compile(r"\\\\"), re.compile("&")
+_ROW, _CELL = re.compile(r"\\\\(?:\[[^\[\]]*\])?"), re.compile("&")
 _MATRIX = re.compile(
     r"(?:\\?\[|\()?\s*\\begin\s*\{([pbB]?matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\s*\{\1\}\s*(?:\\?\]|\))?", re.S
 )
 
 
+_CLOSED_INFINITY = re.compile(r"\[ ?-\\infty|\\infty ?\]")
+_THOUSANDS_LIST = re.compile(r"-?[0-9]+(?:,[0-9]+)+")
+_TIME = re.compile(r"([0-9]{1,2}):([0-9]{2})\s*(?:\\text\s*\{)?\s*(?:([apAP])\.?\s?[mM]\.?)?\s*\}?")
+_CHOICE_WITH_TEXT = re.compile(r"(?:\\text\s*\{)?\s*\(([A-J])\)\s*\}?[.:]?\s+\S.*")
 _MOST_COMPARISONS = 5000  # of parts, for one pair of answers
 _DEEPEST = 12
 
@@ -62,6 +68,15 @@ class Algebra:
     def equals_decimal(self, expression: str, decimal: str, places: int) -> bool:
         """Whether an expression that is no rational is ``decimal`` when rounded to ``places`` digits."""
         raise Undecided
+
+
+def _names(items: Sequence[str]) -> list[str]:
+    """What each part is a value of, "" where that is not said."""
+    return [name_key(item.partition("=")[0]) if "=" in item else "" for item in items]
+
+
+def _numeric(items: Sequence[str]) -> bool:
+    return all(exact_number(without_unit(item).text) is not None for item in items)
 
 
 class Comparison:
@@ -87,7 +102,7 @@ class Comparison:
             self._depth -= 1
 
     def _same_texts(self, gold: str, answer: str) -> bool:
-        if "".join(gold.split()) == "".join(answer.split()):
+        if tight(gold) == tight(answer):
             return bool(gold)
         return self._values(gold, answer)
 
@@ -95,34 +110,54 @@ class Comparison:
 
     def _values(self, gold: str, answer: str) -> bool:
         first, second = take_apart(gold), take_apart(answer)
+        unions = as_union(gold), as_union(answer)
+        if any(unions):
+            return self._unions(gold, answer, unions[0] or [gold], unions[1] or [answer])
         if first.kind == "one" and second.kind == "one":
             return self._one(gold, first.items[0], second.items[0])
         decimal = self._comma_decimals(gold, answer)
         if decimal is not None:
             return decimal
-        # Names of all parts: "x = 1, y = 2" or "(p, q) = (3, 2)".
         if "one" in (first.kind, second.kind):
             return self._one_and_many(gold, answer, first, second)
         if "interval" in (first.kind, second.kind) or "tuple" in (first.kind, second.kind):
             return self._ordered(first, second)
-        return self._unordered(first.items, second.items)
+        return self._unordered(first, second)
+
+    def _unions(self, gold: str, answer: str, golds: Sequence[str], answers: Sequence[str]) -> bool:
+        """Unions of intervals and sets, part by part; else by algebra, if every part is one."""
+        golds, answers = ([named_value(part, gold_side=True) or part for part in parts] for parts in (golds, answers))
+        if len(golds) == len(answers) and self._match(golds, answers, self._same):
+            return True
+        if bool(_CLOSED_INFINITY.search(gold)) != bool(_CLOSED_INFINITY.search(answer)):
+            return False
+        plain = [part for part in (*golds, *answers) if "\\mathbb" not in part and not is_inequality(part)]
+        kinds = {take_apart(part).kind for part in plain}
+        return kinds <= {"interval", "set"} and self._algebra.same_object(gold, answer)
 
     def _one_and_many(self, gold: str, answer: str, first: Parts, second: Parts) -> bool:
         one, many, other = (first, second, answer) if first.kind == "one" else (second, first, gold)
-        single = named_value(one.items[0], gold_side=one is first)
-        if single is not None and single != one.items[0]:
+        text = one.items[0]
+        single = named_value(text, gold_side=one is first)
+        if single is not None and single != text:
+            if many.kind == "list" and take_apart(single).kind in ("interval", "tuple"):  # "x \\in [1,2]" is no "1, 2"
+                return False
             return self._same(single, other) if one is first else self._same(other, single)
-        if many.kind == "interval" and is_inequality(one.items[0]):
-            interval = interval_of(one.items[0])
-            if interval is not None:
+        if is_inequality(text):
+            interval = interval_of(text)
+            if many.kind == "interval" and interval is not None:
                 return self._ordered(interval, many)
-        if len(split(one.items[0], _CUP)) > 1 or "\\begin" in one.items[0] or is_inequality(one.items[0]):
+            return many.kind == "interval" and self._algebra.same_object(gold, answer)
+        if "\\begin" in text:
             return self._algebra.same_object(gold, answer)
+        digits = _THOUSANDS_LIST.fullmatch(text)
+        if digits and many.kind == "list" and _numeric(many.items):  # "60,120" beside two numbers
+            numbers = f"\\{{{digits[0]}\\}}"
+            return self._same(numbers, other) if one is first else self._same(other, numbers)
         if many.kind in ("list", "set"):
-            if len(many.items) == 1:
-                pair = (one.items[0], many.items[0]) if one is first else (many.items[0], one.items[0])
-                return self._same(*pair)
-            if re.search(r"\\(?:mathbb|emptyset|mid|setminus|cap|ldots|cdots)", one.items[0]):
+            if len(many.items) == 1 and "emptyset" not in gold + answer:
+                return self._same(text, many.items[0]) if one is first else self._same(many.items[0], text)
+            if re.search(r"\\(?:mathbb|mid|setminus|cap|ldots|cdots)", text):
                 return self._algebra.same_object(gold, answer)
         return False
 
@@ -133,19 +168,28 @@ class Comparison:
             return False
         if first.brackets and second.brackets and first.brackets != second.brackets:
             return False
+        if "list" in (first.kind, second.kind):  # "1, 2" may be short for (1, 2), and "x = 1, y = 2" is
+            bare, brackets = (first, second.brackets) if first.kind == "list" else (second, first.brackets)
+            names = _names(bare.items)
+            if brackets != "()" or (any(names) and not (all(names) and len(set(names)) == len(names))):
+                return False
+            if any(names):
+                items = tuple(item for _, item in sorted(zip(names, bare.items, strict=True)))
+                first, second = (Parts("tuple", items), second) if bare is first else (first, Parts("tuple", items))
         return all(self._part(a, b) for a, b in zip(first.items, second.items, strict=True))
 
     def _part(self, gold: str, answer: str) -> bool:
         gold = named_value(gold, gold_side=True) or gold
         return self._same(gold, named_value(answer, gold_side=True) or answer)
 
-    def _unordered(self, golds: Sequence[str], answers: Sequence[str]) -> bool:
-        golds, answers = (list({"".join(item.split()): item for item in items}.values()) for items in (golds, answers))
+    def _unordered(self, first: Parts, second: Parts) -> bool:
+        golds, answers = first.items, second.items
+        nested = any(take_apart(item).kind in ("interval", "tuple") for item in (*golds, *answers))
+        if nested or "set" in (first.kind, second.kind):  # of solutions, one that is repeated is one
+            golds, answers = (tuple({tight(item): item for item in items}.values()) for items in (golds, answers))
         if len(golds) != len(answers):
             return False
-        named = [
-            [name_key(item.partition("=")[0]) if "=" in item else "" for item in items] for items in (golds, answers)
-        ]
+        named = [_names(items) for items in (golds, answers)]
         if all(named[0]) != all(named[1]) and len(set(named[0] if all(named[0]) else named[1])) == len(golds):
             return all(self._part(g, a) for g, a in zip(golds, answers, strict=True))  # "x = 1, y = 2" and "1, 2"
         if all(named[0]) and all(named[1]) and len(set(named[0])) == len(golds):
@@ -182,6 +226,8 @@ class Comparison:
 
     def _relations(self, gold: str, answer: str) -> bool:
         (lefts, first), (rights, second) = chain(gold), chain(answer)
+        if not {*first, *second} <= FLIPPED.keys():
+            return self._algebra.same_object(gold, answer)
         if first[0] in (">", "\\ge"):
             lefts, first = lefts[::-1], [FLIPPED[op] for op in first[::-1]]
         if second[0] in (">", "\\ge"):
@@ -201,13 +247,8 @@ class Comparison:
         (_, first), (_, second) = chain(gold), chain(answer)
         if first or second:
             return self._one_with_relation(gold, answer, bool(first), bool(second))
-        if "".join(gold.split()) == "".join(answer.split()):
+        if tight(gold) == tight(answer):
             return True
-        if len(split(gold, _CUP)) > 1 or len(split(answer, _CUP)) > 1:
-            golds, answers = split(gold, _CUP), split(answer, _CUP)
-            if len(golds) == len(answers) and self._match(golds, answers, self._same):
-                return True
-            return self._algebra.same_object(gold, answer)
         matrices = _MATRIX.fullmatch(gold), _MATRIX.fullmatch(answer)
         if any(matrices):
             return self._matrices(gold, answer, *matrices)
@@ -220,7 +261,11 @@ class Comparison:
         if gold_relation and answer_relation:
             if value is not None and given is not None:
                 names = [name_key(chain(text)[0][0]) for text in (gold, answer)]
-                if names[0] == names[1] or not all(map(is_name, names)):
+                if (
+                    names[0] == names[1]
+                    or not all(map(is_name, names))
+                    or ("y" in names and {"f", "g", "h"} & {*names})
+                ):
                     return self._same(value, given)
             members = chain(answer)[0]
             if value is not None and given is None and all(exact_number(m) is not None for m in members):
@@ -262,12 +307,19 @@ class Comparison:
         words = as_words(gold), as_words(answer)
         if all(words):
             return words[0] == words[1]
+        if (choice := _CHOICE_WITH_TEXT.fullmatch(answer)) and re.fullmatch("[A-J]", words[0] or ""):
+            return choice[1] == words[0]
+        first_time, second_time = _TIME.fullmatch(gold), _TIME.fullmatch(answer)
+        if first_time and second_time:
+            halves = [(time[3] or "").lower() for time in (first_time, second_time)]
+            same = all(int(first_time[i]) == int(second_time[i]) for i in (1, 2))
+            return same and (not all(halves) or halves[0] == halves[1])
         number = exact_number(spaced_thousands(without_unit(gold).text))
         first, second = without_unit(gold), without_unit(answer, letters=number is not None)
         if not units_agree(first, second):
             return False
         gold, answer = first.text, second.text
-        if "".join(gold.split()) == "".join(answer.split()):
+        if tight(gold) == tight(answer):
             return bool(gold)
         if any(words) and number is None and not re.search("[0-9]", gold + answer):
             # A word and an expression: "\text{e}" is e, "odd" is no product.
@@ -283,8 +335,10 @@ class Comparison:
         decimal = self._comma_decimals(gold, answer)
         if decimal is not None:
             return decimal
-        if any(words) or ":" in gold + answer:
+        if ":" in gold + answer:
             return self._ratios(gold, answer)
+        if any(words) or _unlike(gold, answer):
+            return False
         if self._algebra.same_expression(gold, answer):
             return True
         if places[0] is not None or places[1] is not None:
@@ -295,12 +349,29 @@ class Comparison:
         return False
 
     def _ratios(self, gold: str, answer: str) -> bool:
-        """ "7:32" part by part; words against anything else are different."""
-        first, second = gold.split(":"), answer.split(":")
-        if len(first) == 1 or len(first) != len(second):
+        """3:2 is 6:4, and 3/2; what may be a time of the day is only itself."""
+        if any(_TIME.fullmatch(side) and int(side.partition(":")[2][:2]) < 60 for side in (gold, answer)):
+            return [exact_number(part) for part in gold.split(":")] == [
+                exact_number(part) for part in answer.split(":")
+            ]
+        sides = [[exact_number(part) for part in side.split(":")] for side in (gold, answer)]
+        numbers = [[part for part in side if part is not None] for side in sides]
+        if any(len(own) != len(side) for own, side in zip(numbers, sides, strict=True)):
             return False
-        numbers = [(exact_number(a), exact_number(b)) for a, b in zip(first, second, strict=True)]
-        return all(a is not None and a == b for a, b in numbers)
+        first, second = ([*own, Fraction(1)] if len(own) == 1 else own for own in numbers)
+        return len(first) == len(second) and all(
+            a * second[0] == b * first[0] and (a == 0) == (b == 0) for a, b in zip(first, second, strict=True)
+        )
+
+
+def _unlike(gold: str, answer: str) -> bool:
+    """Whether expressions differ in what the parser drops: primes, transposes, digits apart, subscripts of numbers."""
+    for mark in (r"'", r"\^\s*\{?\s*T\b", r"\\Pi(?![a-z])", r"\\(?:[dl]|c)?dots|\.\.\."):
+        if len(re.findall(mark, gold)) != len(re.findall(mark, answer)):
+            return True
+    return any(
+        re.search(r"(?<![_^0-9.])[0-9]+ +[0-9]", text) or re.match(r"[0-9A-F]+\s*_", text) for text in (gold, answer)
+    )
 
 
 def quick_verdict(gold: str, answer: str) -> bool | None:

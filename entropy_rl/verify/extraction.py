@@ -24,7 +24,10 @@ _NUMBER = re.compile(
     r"(?<![\w\\])-?(?:[0-9]{1,3}(?:[, ][0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:[.,][0-9]+)?|\.[0-9]+)"
     r"(?:/[0-9]+)?(?:\s*\\?%)?"
 )
-_SENTENCE_END = re.compile(r"\.(?:\s|$)|,\s+(?!and\b|or\b)[A-Za-z]{2,}\s|\s*<\|")
+_SENTENCE_END = re.compile(
+    r"\.(?:\s|$)|[;:](?:\s|$)|,\s+(?!and\b|or\b)[A-Za-z]{2,}[\s.]|\s*<[|/]|\s+\((?=[A-Za-z]{2})|\s+[\u2013\u2014-]+\s+[A-Za-z]"
+    r"|,?\s+(?:because|since|which|where|so|as)\b"
+)
 _DIGIT = re.compile("[0-9]")
 _JOINED = re.compile(r"(?<=[0-9)}\]])(?:or|and)(?=[A-Za-z(\\])")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
@@ -35,35 +38,30 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
 
     An unclosed box ends the list: nothing behind it is at the outer level.
     """
-    found, at = [], 0
+    found, at, plain = [], 0, 0
     while (match := _BOX.search(text, at)) is not None:
-        depth, end = 1, match.end()
-        for bracket in _BRACKET.finditer(text, match.end()):
-            depth += {"{": 1, "}": -1}.get(bracket[0], 0)  # "\{" and "\}" are text
-            if not depth:
-                end = bracket.end()
-                break
-        if depth and (close := _plain_close(text, match.end())) is not None:
-            depth, end = 0, close + 1
-        if depth:
+        close = _close(text, match.end(), _BRACKET)
+        if close is None and plain < _MOST_PLAIN:  # "\\boxed{185\\}": the escaped bracket closes it
+            plain += 1
+            close = _close(text[: match.end() + MAX_ANSWER], match.end(), _ANY_BRACKET)
+        if close is None:
             break
-        found.append((match.start(), end, text[match.end() : end - 1]))
-        at = end
+        found.append((match.start(), close + 1, text[match.end() : close]))
+        at = close + 1
     return found
 
 
-_BRACKET = re.compile(r"\\.|[{}]", re.S)
+_BRACKET, _ANY_BRACKET = re.compile(r"\\.|[{}]", re.S), re.compile(r"[{}]")
+_MOST_PLAIN = 20  # boxes of a text whose bracket may be looked for twice
 
 
-def _plain_close(text: str, at: int) -> int | None:
-    """Where a box that begins at ``at`` ends on its line if "\\}" closes one too ("\\boxed{185\\}")."""
+def _close(text: str, at: int, brackets: re.Pattern[str]) -> int | None:
+    """Where the bracket opened before ``at`` is closed; None where it is not, or only far away."""
     depth = 1
-    for bracket in re.finditer(r"[{}\n]", text[at : at + MAX_ANSWER]):
-        depth += {"{": 1, "}": -1, "\n": 0}[bracket[0]]
+    for bracket in brackets.finditer(text, at, at + 20 * MAX_ANSWER):
+        depth += {"{": 1, "}": -1}.get(bracket[0], 0)  # "\\{" and "\\}" are text
         if not depth:
-            return at + bracket.start()
-        if bracket[0] == "\n":
-            return None
+            return bracket.start()
     return None
 
 

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 
 from entropy_rl.verify.equivalence import quick_verdict
 from entropy_rl.verify.extraction import EXTRACTORS, MAX_ANSWER, boxes, extract_answer, last_boxes
-from entropy_rl.verify.notation import clean
+from entropy_rl.verify.notation import clean, tight
 from entropy_rl.verify.pool import WorkerPool
 from entropy_rl.verify.structure import Undecided, take_apart, too_wild
 
-_MOST_REMEMBERED = 100_000
+_MOST_REMEMBERED = 20_000
 _SUBSTANCE = re.compile(r"[0-9A-Za-z]|\\[a-z]+|[^\x00-\x7f]")
 
 
@@ -165,10 +165,10 @@ class Grader:
         if open_:
             cleaned = {index: (clean(pairs[index][0]), clean(pairs[index][1])) for index in open_}
             wanted = list(dict.fromkeys(cleaned[index] for index in open_))
-            for pair, verdict in zip(wanted, self._pool.compare(wanted), strict=True):
-                self._known[pair] = verdict
+            found = dict(zip(wanted, self._pool.compare(wanted), strict=True))
+            self._known |= {pair: verdict for pair, verdict in found.items() if verdict is not None}
             for index in open_:
-                verdicts[index] = self._known[cleaned[index]]
+                verdicts[index] = found[cleaned[index]]
             while len(self._known) > _MOST_REMEMBERED:
                 self._known.popitem(last=False)
         return [bool(verdict) for verdict in verdicts]
@@ -190,7 +190,7 @@ class Grader:
             return False
         if too_wild(answer) or too_wild(gold):
             self._counts["too_wild"] += 1
-            return "".join(gold.split()) == "".join(answer.split())
+            return tight(gold) == tight(answer)
         verdict = quick_verdict(gold, answer)
         if verdict is None:
             verdict = self._known.get((gold, answer))

@@ -67,9 +67,24 @@ _COMMANDS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
     (re.compile(r"\\\\(?=[a-zA-Z(\[{%$])"), r"\\"),  # "\\frac", escaped once too often
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?=[^a-zA-Z])(?:\s*\.)?|\\(?:display|text|script)style|\\limits"), ""),
     (re.compile(r"\\q?quad|(?<!\\)\\[,;: >]|~|\\hspace\s*\{[^{}]*\}|&nbsp;"), " "),
-    (re.compile(r"(?<!\\)\\[!()\[\]]|\\?\$|\*\*|\\dots|\\ldots"), ""),
+    (re.compile(r" +"), " "),
+    (re.compile(r"(?<!\\)\\[!()\[\]]|\\?\$|\*\*|[`\"]|\\(?:bf|large|Large|huge|Huge|normalsize|rm)(?![a-zA-Z])"), ""),
+    (re.compile(r"(\.[0-9]+)\s*(?:\\[dl]dots|\\dots|\.\.\.)\s*$"), r"\1"),
+    (re.compile(r"\\(?:text)?color\s*\{[a-zA-Z]*\}\s*"), ""),
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
-    (re.compile(r"\\(?:textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mbox|rm)(?=\s*\{)"), r"\\text"),
+    (re.compile(r"\\(?:textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|boldsymbol|bm|underline|mbox)(?=\s*\{)"),
+     r"\\text"),
+    (re.compile(r"\\text\s*\{\s*\}"), ""),
+    (re.compile(r"\\text\s*\{\s*(?:(?:so|thus|hence),?\s+)?(?:the\s+)?(?:final\s+)?answer\s+is:?\s*\}", re.I), ""),
+    (re.compile(r"\\text\s*\{([^{}]*[0-9][^{}]*)\}"), r"\1"),  # a number or its unit in another font
+    (re.compile(r"\\text\s*\{(\s*\\frac\s*\{[^{}]*\}\s*\{[^{}]*\}\s*)\}"), r"\1"),
+    (re.compile(r"\\text\s*\{\s*([ie])\s*\}"), r"\1"),
+    (re.compile(r"\{\s*([^{}]*?)\s*\\choose\s*([^{}]*?)\s*\}"), r"\\binom{\1}{\2}"),
+    (re.compile(r"(?<=[0-9]) ?[xX] ?(?=10 ?\^)"), r"\\times "),
+    (re.compile(r"\\varnothing(?![a-zA-Z])"), r"\\emptyset"),
+    (re.compile(r"\\p?mod\s*\{?\s*([0-9]+|[a-z])\s*\}?(?![0-9a-z])"), r"\\pmod{\1}"),
+    (re.compile(r"\\text\s*\{\s*(?:positive\s+)?infinity\s*\}"), r"\\infty "),
+    (re.compile(r"\\sqrt\s*(\[[^\[\]]*\])\s*([0-9A-Za-z])"), r"\\sqrt\1{\2}"),
     (re.compile(r"\\(?:leq|leqslant)(?![a-zA-Z])|<="), r"\\le "),
     (re.compile(r"\\(?:geq|geqslant)(?![a-zA-Z])|>="), r"\\ge "),
     (re.compile(r"\\ne(?![a-zA-Z])|!="), r"\\neq "),
@@ -90,32 +105,53 @@ _COMMANDS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
 ]  # fmt: skip
 
 
+_EMPHASIS = re.compile(r"^(\*+|__+|')(.*)\1$")
+_DOLLARS = re.compile(r"\\\$ ?([0-9][0-9,]*(?:\.[0-9]+)?)(?=\.?\s*(?:$|[,;)}]|\\text|and\b|or\b|per\b))")
+_WHOLE = [
+    (re.compile(r"\( ?-\\infty ?, ?\+? ?\\infty ?\)"), "\\mathbb{R}"),
+    (re.compile(r"\\\{ ?\\\}"), "\\emptyset"),
+]
+
+
 def clean(text: str) -> str:
     """An answer in one spelling: no boxes or dollars, ``\\frac`` for its kin, ``\\text`` for fonts, ASCII digits."""
-    text = plain_unicode(text)
-    if text.isalnum():
+    text = _EMPHASIS.sub(r"\2", re.sub(r"\s+", " ", plain_unicode(text)).strip())
+    if text.isdigit():
         return text
     while nested := boxes(text):
         start, end, inside = nested[-1]
         text = text[:start] + inside + text[end:]
-    text = _THOUSANDS.sub(",", text)
+    text = _DOLLARS.sub(r"\1\\text{ dollars}", _THOUSANDS.sub(",", text))
     matrix = "\\begin" in text
     for at, (pattern, to) in enumerate(_COMMANDS):
         if at or not matrix:  # in a matrix "\\" ends a row
             text = pattern.sub(to, text)
     text = text.strip()
-    while text.endswith(("\\", ".", ",", ";")) and not text.endswith("\\\\"):
+    while text.endswith(("\\", ".", ",", ";")) and not text.endswith(("\\\\", "..")):
         text = text[:-1].rstrip()
-    return text.removeprefix("+").removeprefix(":").strip()
+    text = re.sub(r"^(?:[:+=]|\\approx(?![a-zA-Z]))\s*", "", text)
+    text = re.sub(r"^\{([0-9.]*)\}$", r"\1", text.strip())
+    return next((name for pattern, name in _WHOLE if pattern.fullmatch(text)), text)
+
+
+def tight(text: str) -> str:
+    """Without blanks, except those between two digits: what makes two spellings the same string."""
+    return _BLANKS.sub("", text)
+
+
+_BLANKS = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])")
 
 
 # --- Units.
 
+_TRIGONOMETRIC = re.compile(r"(?<![a-z])(?:arc)?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _PERCENT = re.compile(
     r"\s*(?:\\?%|\\text\s*\{\s*(?:percent(?:age)?|pct|\\?%)\s*\}|(?<![A-Za-z\\])(?:percent(?:age)?|pct))\s*$", re.I
 )
-_DEGREES = re.compile(r"\s*(?:\^\\circ|\\text\s*\{\s*degrees?\s*\}|(?<![A-Za-z\\])degrees?)\s*(?:C|F)?\s*$", re.I)
-_TEXT_UNIT = re.compile(r"(?<=\S)\s*\\text\s*\{([^{}]*)\}\s*(?:\^\s*\{?\s*([0-9])\s*\}?)?\s*$")
+_DEGREES = re.compile(
+    r"\s*(?:\^\\circ|\\text\s*\{\s*degrees?\s*\}|(?<![A-Za-z\\])degrees?)\s*(?:\\text\s*\{\s*)?(?:C|F)?\s*\}?\s*$",
+    re.I,
+)
 _ABBREVIATED = (
     "mm",
     "cm",
@@ -136,20 +172,31 @@ _ABBREVIATED = (
     "pm",
     "am",
 )
-_WORDS = re.compile(
-    r"(?<=[0-9}])\s*(?<![A-Za-z\\])((?:(?:[A-Za-z]{3,}|of|per|a|an|"
-    + "|".join(_ABBREVIATED)
-    + r")(?:[ /.]+|$|(?=\^)))+)"
-    r"(?:\^\s*\{?\s*([0-9])\s*\}?)?\s*$"
-)
-_LETTER_UNIT = re.compile(r"(?<=[0-9])\s*([mglshLcd])(?:\^\s*\{?\s*([0-9])\s*\}?)?$")
+_WORD = rf"(?>[A-Za-z]{{3,}}|{'|'.join(_ABBREVIATED)})(?![A-Za-z])"
+_POWER = r"(?:\^\s*\{?\s*([23])\s*\}?)?"
+# The words behind a number: "12 red apples", "5 cm^2", "30 miles per hour".
+_WORDS = re.compile(rf"(?<=[0-9}}])\s*(?<![A-Za-z\\])({_WORD}(?>(?:[ /.-]+(?:of|per|a|an|{_WORD}))*)\.?){_POWER}\s*$")
+_TEXT_UNIT = re.compile(rf"(?<=\S)\s*((?:/?\s*\\text\s*\{{[^{{}}0-9()]*\}}\s*)+){_POWER}\s*$")
+_LETTER_UNIT = re.compile(rf"(?<=[0-9])\s*([mglshLcd]){_POWER}$")
+# Words that change a number or take it back; a number before one of them is not that number.
+_CHANGES = """
+    squared cubed factorial half halves third thirds quarter quarters fourth fourths fifth fifths sixth sixths seventh
+    sevenths eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth thousandths over under minus plus
+    times mod modulo and not no none nor wrong false incorrect negative positive below above less more than larger
+    smaller greater fewer bigger twice thrice double triple zero one two three four five six seven eight nine ten
+    eleven twelve remainder root divided multiplied choose power least most between or but only if when unless never
+    maybe perhaps score scores
+"""
+_NO_UNIT = frozenset(_CHANGES.split())
+_MULTIPLES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SAME_UNITS = [
     {"mm", "millimeter", "millimetre"}, {"cm", "centimeter", "centimetre"}, {"m", "meter", "metre"},
     {"km", "kilometer", "kilometre"}, {"in", "inch", "inche"}, {"ft", "foot", "feet"}, {"yd", "yard"}, {"mi", "mile"},
     {"g", "gram"}, {"kg", "kilogram"}, {"mg", "milligram"}, {"lb", "pound"}, {"oz", "ounce"},
     {"s", "sec", "second"}, {"min", "minute"}, {"h", "hr", "hour"}, {"day"}, {"week"}, {"month"}, {"year"},
-    {"cent", "\u00a2"}, {"dollar"}, {"am"}, {"pm"},
+    {"cent", "\u00a2"}, {"dollar"}, {"am"}, {"pm"}, {"degree"}, {"radian", "rad"},
 ]  # fmt: skip
+_COMPOUND = {"mph": "mile per hour", "kph": "km per hour", "kmh": "km per hour"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,13 +212,18 @@ class Quantity:
     unit: str = ""
 
 
-def _unit(word: str, power: str | None) -> str:
-    word = word.strip().lower().rstrip(".")
-    match = re.fullmatch(r"(sq(?:uare)?|cubic)\s+(.*)", word)
+def _unit(words: str, power: str | None) -> str:
+    words = re.sub(r"\s*/\s*", " per ", words.strip().lower().rstrip("."))
+    words = _COMPOUND.get(words, words)
+    parts = words.split(" per ")
+    if len(parts) == 2:
+        over, under = (_unit(part, None) for part in parts)
+        return "?" if "?" in (over, under) else f"{over}/{under}"
+    match = re.fullmatch(r"(sq(?:uare)?|cubic)\s+(.*)", words)
     if match:
-        word, power = match[2], "2" if match[1].startswith("sq") else "3"
+        words, power = match[2], "2" if match[1].startswith("sq") else "3"
     for number, names in enumerate(_SAME_UNITS):
-        if word in names or word.removesuffix("s") in names:
+        if words in names or words.removesuffix("s") in names:
             return f"{number}^{power or 1}"
     return "?"
 
@@ -179,20 +231,36 @@ def _unit(word: str, power: str | None) -> str:
 def without_unit(text: str, *, letters: bool = False) -> Quantity:
     """``text`` (cleaned) without a percent sign, degrees, or the unit behind a number or formula.
 
+    "2 million dollars" is 2000000 with a unit. Words that make another number of it ("7 squared", "18 or more", "half")
+    are no unit: the text stays as it is.
+
     Args:
         text: an answer.
         letters: whether a single letter behind a number is a unit too ("5 m"), not a variable.
     """
     unit = ""
-    for pattern in (_PERCENT, _DEGREES):
-        text = pattern.sub("", text) or text
+    bare = _PERCENT.sub("", text) or text
+    if not _TRIGONOMETRIC.search(text) and (degrees := _DEGREES.sub("", bare)) and degrees != bare:
+        return Quantity(degrees.strip(), _unit("degree", None))
     for pattern in (_TEXT_UNIT, _WORDS, _LETTER_UNIT) if letters else (_TEXT_UNIT, _WORDS):
-        match = pattern.search(text)
-        if match and match.start() and re.search(r"[0-9a-z]", text[: match.start()]):
-            text, unit = text[: match.start()], _unit(match[1], match[2])
-            text = _DEGREES.sub("", _PERCENT.sub("", text)) or text
+        match = pattern.search(bare)
+        if not (match and match.start() and re.search(r"[0-9a-z]", bare[: match.start()])):
+            continue
+        words = re.findall(r"[A-Za-z]+", match[1].replace("\\text", ""))
+        if any(word.lower() in _NO_UNIT for word in words):
             break
-    return Quantity(text.strip(), unit)
+        rest, count = _PERCENT.sub("", bare[: match.start()]).strip(), len(words)
+        while words and (multiple := _MULTIPLES.get(words[0].lower())) is not None:
+            number = exact_number(rest)
+            if number is None:
+                return Quantity(text)
+            rest, words = str(number * multiple), words[1:]
+        if any(word.lower() in _MULTIPLES for word in words):
+            return Quantity(text)
+        named = re.sub(r"\\text\s*\{|\}", "", match[1]) if len(words) == count else " ".join(words)
+        bare, unit = rest, _unit(named, match[2]) if words else ""
+        break
+    return Quantity(bare.strip(), unit)
 
 
 def units_agree(first: Quantity, second: Quantity) -> bool:
@@ -305,4 +373,4 @@ def parse_number(text: str) -> Fraction | None:
     Units, percent signs and anything else that is no part of the number give None, as do zero denominators and more
     than 200 characters.
     """
-    return exact_number(clean(text)) if len(text) <= MAX_ANSWER else None
+    return exact_number(clean(text).removesuffix("\\text{ dollars}")) if len(text) <= MAX_ANSWER else None

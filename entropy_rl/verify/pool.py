@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import Literal
 
 _START_SECONDS = 120.0  # to import the parser on a busy machine
 _GRACE_SECONDS = 0.25  # from SIGTERM to SIGKILL
@@ -41,15 +42,17 @@ class _Worker:
         self.deadline = time.monotonic() + _START_SECONDS
         self.terminated = False
         self._bytes = b""
+        self._serial = 0
 
     def send(self, task: int, pair: tuple[str, str], seconds: float) -> bool:
         """Whether the pair could be handed over."""
-        request = {"gold": pair[0], "answer": pair[1], "seconds": 0.9 * seconds}
+        self.task, self.deadline = task, time.monotonic() + seconds  # first: from here on the worker is not idle
+        self._serial += 1
+        request = {"gold": pair[0], "answer": pair[1], "seconds": 0.9 * seconds, "serial": self._serial}
         try:
             os.write(self.process.stdin.fileno(), json.dumps(request).encode() + b"\n")  # type: ignore[union-attr]
         except OSError:
             return False
-        self.task, self.deadline = task, time.monotonic() + seconds
         return True
 
     def receive(self) -> dict | None:
@@ -69,7 +72,9 @@ class _Worker:
             reply = json.loads(line)
         except ValueError:
             return None
-        return reply if isinstance(reply, dict) else None
+        if not isinstance(reply, dict) or reply.get("serial", self._serial) != self._serial:
+            return None
+        return reply
 
     def close(self) -> None:
         self.process.kill()
@@ -124,13 +129,26 @@ class WorkerPool:
 
     def _fill(self, wanted: int) -> None:
         while len(self._workers) < wanted:
-            self._workers.append(_Worker(self._memory_mb))
+            try:
+                self._workers.append(_Worker(self._memory_mb))
+            except OSError as error:  # no memory or no process left: those that run do the work, or it is tried again
+                if self._workers:
+                    return
+                self._failed_start(str(error))
+                time.sleep(1.0)
 
-    def compare(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        """Whether each (gold, answer), cleaned, is one answer; False for what could not be decided in time.
+    def _failed_start(self, why: str) -> None:
+        self._failed_starts += 1
+        if self._failed_starts >= 3:
+            raise RuntimeError(
+                f"the grader's workers cannot be started ({why}): is there memory, and is math-verify installed?"
+            )
 
-        The whole call takes at most ten deadlines and a twentieth of a second per pair; what is not done then is
-        counted as "unfinished".
+    def compare(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
+        """Whether each (gold, answer), cleaned, is one answer; None for what the machine kept from being decided.
+
+        A pair that runs out of its time or memory is False; one whose worker died is tried once more. The whole call
+        takes at most ten deadlines and a twentieth of a second per pair: what is not done then is None, "unfinished".
 
         Raises:
             RuntimeError: if workers cannot be started at all.
@@ -138,8 +156,9 @@ class WorkerPool:
         with self._lock:
             return self._compare(pairs)
 
-    def _compare(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        verdicts = [False] * len(pairs)
+    def _compare(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
+        verdicts: list[bool | None] = [None] * len(pairs)
+        tried: set[int] = set()
         waiting = collections.deque(range(len(pairs)))
         for worker in list(self._workers):  # those that died, or are busy for a call that was interrupted
             if worker.task is not None or worker.process.poll() is not None:
@@ -159,9 +178,18 @@ class WorkerPool:
                 done += len(waiting)
                 waiting.clear()
             for worker in self._step():
-                outcome = self._outcome(worker)
-                if worker.task is not None and outcome is not None:
-                    verdicts[worker.task], worker.task, done = outcome, None, done + 1
+                outcome, task = self._outcome(worker), worker.task
+                if task is None or outcome == "open":
+                    continue
+                worker.task = None
+                if worker.terminated and worker in self._workers:  # it answered between its end and the news of it
+                    self._remove(worker)
+                if outcome is None and task not in tried:
+                    tried.add(task)
+                    waiting.append(task)
+                    continue
+                self.counts["crash"] += outcome is None
+                verdicts[task], done = outcome, done + 1
         return verdicts
 
     def _step(self) -> list[_Worker]:
@@ -174,20 +202,21 @@ class WorkerPool:
             talking = [key.data for key, _ in selector.select(min(wait, 1.0))]
         return talking + [worker for worker in busy if worker not in talking and time.monotonic() > worker.deadline]
 
-    def _outcome(self, worker: _Worker) -> bool | None:
-        """What became of a worker's pair; None while that is open (or the worker only got ready)."""
-        if time.monotonic() > worker.deadline and worker.task is not None and not self._answered(worker):
+    def _outcome(self, worker: _Worker) -> Literal["open"] | bool | None:
+        """What became of a worker's pair: a verdict, None where the worker died, or "open"."""
+        answered = self._answered(worker)
+        if time.monotonic() > worker.deadline and not answered and worker.task is not None:
             if not worker.terminated:
                 worker.process.terminate()
                 worker.terminated, worker.deadline = True, time.monotonic() + _GRACE_SECONDS
-                return None
-            return self._lost(worker, "timeout")
-        reply = worker.receive() if worker.task is not None or self._answered(worker) else None
+                return "open"
+            return self._lost(worker)
+        reply = worker.receive() if answered else None
         if reply is None:
-            return self._lost(worker, "timeout" if worker.terminated else "crash")
+            return self._lost(worker)
         if "ready" in reply:
             worker.ready, self._failed_starts = True, 0
-            return None
+            return "open"
         if not worker.ready and "failed" in reply:
             self._remove(worker)
             raise RuntimeError(f"the grader's workers cannot start: {reply['failed']}")
@@ -199,7 +228,7 @@ class WorkerPool:
         if "equal" in reply:
             self.counts["algebra"] += 1
             return bool(reply["equal"])
-        return None
+        return "open"
 
     @staticmethod
     def _answered(worker: _Worker) -> bool:
@@ -207,17 +236,15 @@ class WorkerPool:
             selector.register(worker.process.stdout, selectors.EVENT_READ)  # type: ignore[arg-type]
             return bool(selector.select(0))
 
-    def _lost(self, worker: _Worker, why: str) -> bool | None:
+    def _lost(self, worker: _Worker) -> bool | None:
+        """Removes a worker that died or had to; False where its pair is to blame."""
         self._remove(worker)
         if worker.task is None:
-            self._failed_starts += 1
-            if self._failed_starts >= 3:
-                raise RuntimeError(
-                    "the grader's workers die while they start: is there memory for them, and is math-verify installed?"
-                )
-            return None
-        self.counts[why] += 1
-        return False
+            self._failed_start("they die while they start")
+        elif worker.terminated:
+            self.counts["timeout"] += 1
+            return False
+        return None
 
     def _remove(self, worker: _Worker) -> None:
         worker.close()

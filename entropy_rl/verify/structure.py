@@ -14,6 +14,7 @@ MAX_LITERAL = 300  # digits of one number
 _OPENING, _CLOSING = "([{", ")]}"
 _TOKEN = re.compile(r"\\begin\s*\{[a-zA-Z*]+\}|\\end\s*\{[a-zA-Z*]+\}|\\[a-zA-Z]+|\\.|.", re.S)
 _RELATION = re.compile(r"\\(?:le|ge|neq|approx|in)(?![a-zA-Z])|[<>=]")
+_CUP = re.compile(r"\\cup(?![a-zA-Z])")
 _COMMA, _SEMICOLON = re.compile(","), re.compile(";")
 _AND = re.compile(
     r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])"
@@ -22,8 +23,10 @@ _AND = re.compile(
 # A quantity's name: x, x_1, f(x), S_{ABC}, |AB|, A:B, \angle ABC, \frac{NO}{BO}, (p,q).
 _NAME = re.compile(
     r"(?:\\(?:angle|triangle|overline|text|mathbf|vec|frac|alpha|beta|gamma|theta|lambda|mu|phi|omega|Delta|zzz"
-    r"|operatorname)(?![a-zA-Z])|[A-Za-z]+|_\{?[A-Za-z0-9]+\}?|'|\([A-Za-z0-9, ]*\)|[|:,(){} /])+"
+    r"|operatorname)(?![a-zA-Z])|[A-Za-z]++|_\{(?:[A-Za-z0-9 ]|\\triangle|\\text)*+\}|_[A-Za-z0-9]++|'"
+    r"|\([A-Za-z0-9, ]*\)|[|:,(){} /])++"
 )
+_WORDS_OF_CAPITALS = ("YES", "NO", "ODD", "EVEN", "TRUE", "NONE")
 _ONLY_WORDS = re.compile(r"[A-Za-z(][A-Za-z .,;:'\"()!?-]*")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _CHOICE = re.compile(r"\(?\s*([A-Z])\s*\)?[.:]?")
@@ -51,7 +54,9 @@ def too_wild(text: str) -> bool:
             depth = max(depth, 1 + sum(powers))
         if token.strip():
             before = token
-    return deepest > MAX_NESTING or depth > 2 or text.count("|") > MAX_NESTING or text.count("!") > MAX_NESTING
+    return (
+        deepest > MAX_NESTING or depth > 2 or any(text.count(sign) > MAX_NESTING for sign in ("|", "!", "\\pm", "\\mp"))
+    )
 
 
 def split(text: str, separator: re.Pattern[str]) -> list[str]:
@@ -148,7 +153,7 @@ def _items(text: str) -> list[str]:
 
 def take_apart(text: str) -> Parts:
     """The structure of a cleaned answer."""
-    groups = [group for group in split(text, _SEMICOLON) if group]
+    groups = [group for group in split(text, _SEMICOLON) if _items(group)]
     if len(groups) > 1:
         values = [_items(group) for group in groups]
         if any(len(value) > 1 for value in values):  # "p=5,q=2; p=7,q=2"
@@ -188,6 +193,14 @@ def as_words(text: str) -> str | None:
     match = _CHOICE.fullmatch(bare)
     if match:
         return match[1]
+    if (
+        bare.isupper()
+        and len(bare) < 5
+        and "\\text" not in text
+        and bare not in ("YES", "NO", "ODD", "EVEN", "TRUE", "NONE")
+    ):
+        return bare  # points or variables rather than a word
+    bare = re.sub(r"(?<=[a-z]{3})s\b", "", bare)  # "no solutions"
     if not re.search(r"[A-Za-z]{3}", bare) and "\\text" not in text:
         return None
     return re.sub(r"[^a-z]", "", re.sub(r"\b(?:the|a|an)\b", "", bare.lower())) or None
@@ -206,7 +219,14 @@ def named_value(text: str, *, gold_side: bool) -> str | None:
         members, operators = [members[0], *members[cut + 1 :]], ["=", *operators[cut + 1 :]]
     if operators == ["\\in"] and is_name(members[0]):
         return members[1]
+    if set(operators) == {"="} and len(members) == 2 and (order := _order(members[0])) is not None:
+        value = take_apart(members[1])
+        if len(value.items) == len(order) and value.kind in ("interval", "tuple"):
+            return "(" + ",".join(value.items[i] for i in order) + ")"
+        return None
     if set(operators) == {"="}:
+        if not gold_side and _SUM_OF_NAMES.fullmatch(members[0]):  # "m + n = 12"
+            return members[-1]
         if any(map(is_name, members[:-1])) and (gold_side or is_name(members[0])):
             return members[-1]
         if gold_side and all(exact_number(member) is not None for member in members):
@@ -214,8 +234,35 @@ def named_value(text: str, *, gold_side: bool) -> str | None:
     return None
 
 
+_SUM_OF_NAMES = re.compile(r"[a-zA-Z](?: ?\+ ?[a-zA-Z])+")
+
+
+def _order(names: str) -> list[int] | None:
+    """Of "(y, x)", a tuple of names out of alphabetical order, the places of its names in that order; else None."""
+    match = re.fullmatch(r"\(\s*([A-Za-z](?:\s*,\s*[A-Za-z])+)\s*\)", names)
+    letters = [letter.strip() for letter in match[1].split(",")] if match else []
+    if letters == sorted(letters):
+        return None
+    return sorted(range(len(letters)), key=letters.__getitem__)
+
+
 def _join(members: Sequence[str], operators: Sequence[str]) -> str:
     return "".join(f"{member}{operator} " for member, operator in zip(members, [*operators, ""], strict=True)).strip()
+
+
+def as_union(text: str) -> list[str] | None:
+    """The parts of a union: of intervals and sets joined by \\cup, or of inequalities joined by "or"; else None."""
+    parts = split(text, _CUP)
+    if len(parts) > 1:
+        return parts
+    try:
+        items = _items(text)
+    except Undecided:
+        return None
+    if len(items) < 2 or not all(map(is_inequality, items)) or not re.search(r"or|,", text):
+        return None
+    intervals = [interval_of(item) for item in items]
+    return [f"{i.brackets[0]}{i.items[0]},{i.items[1]}{i.brackets[1]}" for i in intervals if i is not None]
 
 
 def is_inequality(text: str) -> bool:

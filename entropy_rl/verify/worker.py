@@ -17,11 +17,12 @@ class OutOfTime(BaseException):
 
 
 def _limit(memory_mb: int) -> None:
-    """No files, no children, bounded memory. What a system does not know is left out; the pool's deadline stands."""
+    """Nothing written into files, no children, bounded memory; what a system does not know is left out."""
     for what, amount in (
         (resource.RLIMIT_AS, memory_mb << 20),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NPROC, 0),
     ):
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(what, (amount, amount))
@@ -80,7 +81,7 @@ def main() -> None:
             answer = {"equal": False}
         except Exception as error:  # a library's fault on hostile text is the answer's fault
             answer = {"equal": False, "error": type(error).__name__}
-        reply(**answer)
+        reply(**answer, serial=request["serial"])
         if answer.get("failed") == "memory":
             return
 
