@@ -2,9 +2,9 @@
 
     python -m experiments.benchmarks.grading --data=$ENTROPY_RL_DATA
 
-Three loads: GSM8K solutions of OpenAI's models; the published solutions of MATH-500 graded against their own answers and
-other problems'; and symbolic answers of MATH-500 against each other, where every pair needs the comparison of expressions
-or is told apart by its structure. Each repeat has a new grader (nothing remembered), its workers started before.
+Three loads: GSM8K solutions of OpenAI's models; the published solutions of MATH-500 graded against their own answers
+and other problems'; and symbolic answers of MATH-500 against each other, where every pair needs the comparison of
+expressions or is told apart by its structure. Each repeat has a new grader (nothing remembered) with started workers.
 """
 
 import gzip
