@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec as P
 from scipy import special
 
 from pallas_kernels import linear_token_stats, token_stats
+from pallas_kernels.linear_token_stats import tiles
 
 OUTPUTS = ("log_probs", "entropy", "logsumexp", "varentropy")
 
@@ -192,3 +195,116 @@ def test_from_logits():
 def test_wrong_input(options, words):
     with pytest.raises(ValueError, match=words):
         linear_token_stats(jnp.zeros((2, 4)), jnp.zeros((4, 8)), jnp.zeros(2, jnp.int32), **options)
+
+
+# --- The TPU kernel, interpreted: plainly, and with races looked for in memory that starts as NaN.
+
+MODES = {"plain": True, "races": pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")}
+
+
+@pytest.mark.parametrize("mode", list(MODES))
+@pytest.mark.parametrize("layout", ["DV", "VD"])
+@pytest.mark.parametrize(
+    ("rows", "width", "vocab"), [(7, 16, 1000), (200, 24, 1300), (128, 16, 1024)], ids=["small", "tails", "whole tiles"]
+)
+def test_tpu_kernel(mode, layout, rows, width, vocab):
+    """Rows and vocabulary on and off the tile size; a target in the first, a middle and the tail tile."""
+    inputs = case(rows, width, vocab)
+    options = dict(temperature=0.8, soft_cap=15.0)
+    stats = run(*inputs, layout, implementation="pallas_tpu", interpret=MODES[mode], **options)
+    for name, expected in oracle(*inputs, **options).items():
+        tolerance = 1e-4 if name == "varentropy" else 2e-5
+        np.testing.assert_allclose(getattr(stats, name), expected, atol=tolerance, err_msg=name)
+    if mode == "races":
+        from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # its only place
+
+        assert not interpret_pallas_call.races.races_found
+
+
+@pytest.mark.parametrize("offset", [-1000.0, 0.0, 1000.0])
+def test_tpu_kernel_far_from_zero(offset):
+    hidden, weight, targets = case(6, 16, 700)
+    hidden, weight = np.c_[hidden, np.ones(6, np.float32)], np.r_[weight, np.full((1, 700), offset, np.float32)]
+    stats = run(hidden, weight, targets, implementation="pallas_tpu", interpret=True)
+    for name, expected in oracle(hidden, weight, targets).items():
+        if name != "varentropy":
+            atol = 2e-5 + 8 * 2**-24 * abs(offset)
+            np.testing.assert_allclose(getattr(stats, name), expected, atol=atol, err_msg=name)
+
+
+def test_tpu_kernel_one_hot_uniform_and_ties():
+    vocab = 1100
+    weight = np.zeros((3, vocab), np.float32)
+    weight[0, 1099] = 60.0
+    weight[2, [0, 550, 1099]] = 40.0
+    targets = np.array([1099, 7, 550], np.int32)
+    stats = run(np.eye(3, dtype=np.float32), weight, targets, implementation="pallas_tpu", interpret=True)
+    np.testing.assert_allclose(stats.log_probs, [0, -np.log(vocab), -np.log(3)], atol=2e-6)
+    np.testing.assert_allclose(stats.entropy, [0, np.log(vocab), np.log(3)], atol=2e-6)
+
+
+def test_tpu_kernel_gradient_and_repetition():
+    hidden, weight, targets = case(6, 16, 700)
+    cotangents = {name: np.random.default_rng(i).normal(0, 1, 6) for i, name in enumerate(OUTPUTS)}
+
+    @jax.jit
+    def gradients(h, w):
+        def loss(h, w):
+            stats = linear_token_stats(
+                h, w, jnp.asarray(targets), with_varentropy=True, implementation="pallas_tpu", interpret=True,
+                soft_cap=20.0,
+            )  # fmt: skip
+            return sum(jnp.sum(getattr(stats, n) * jnp.asarray(g, jnp.float32)) for n, g in cotangents.items())
+
+        return jax.grad(loss, (0, 1))(h, w)
+
+    found = gradients(jnp.asarray(hidden), jnp.asarray(weight))
+    for got, want in zip(found, oracle_gradient(hidden, weight, targets, cotangents, 1.0, 20.0), strict=True):
+        assert np.linalg.norm(got - want) <= 2e-5 * np.linalg.norm(want)
+    for first, second in zip(found, gradients(jnp.asarray(hidden), jnp.asarray(weight)), strict=True):
+        assert bool(jnp.all(first == second))
+
+
+# --- A vocabulary sharded over a mesh.
+
+
+@pytest.mark.parametrize(("implementation", "layout"), [("xla", "DV"), ("xla", "VD"), ("pallas_tpu", "DV")])
+def test_sharded_vocabulary(implementation, layout):
+    """Four shards of 250 columns and rows over two: forward and gradient against float64."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "tensor"))
+    hidden, weight, targets = case(8, 16, 1000)
+    cotangents = {name: np.random.default_rng(i).normal(0, 1, 8) for i, name in enumerate(OUTPUTS)}
+    weights = P(None, "tensor") if layout == "DV" else P("tensor", None)
+
+    def stats(h, w, y):
+        found = linear_token_stats(
+            h, w, y, weight_layout=layout, with_varentropy=True, chunk_size=96, vocab_axis="tensor",
+            implementation=implementation, interpret=implementation == "pallas_tpu", temperature=0.9,
+        )  # fmt: skip
+        return tuple(getattr(found, name) for name in OUTPUTS)
+
+    sharded = jax.shard_map(
+        stats, mesh=mesh, in_specs=(P("data"), weights, P("data")), out_specs=(P("data"),) * 4, check_vma=False
+    )
+    w = jnp.asarray(weight if layout == "DV" else weight.T)
+    found = sharded(jnp.asarray(hidden), w, jnp.asarray(targets))
+    for got, (name, expected) in zip(found, oracle(hidden, weight, targets, 0.9).items(), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-4 if name == "varentropy" else 2e-5, err_msg=name)
+
+    def loss(h, w, y):
+        return sum(jnp.sum(s * jnp.asarray(cotangents[n], jnp.float32)) for n, s in zip(OUTPUTS, sharded(h, w, y)))  # noqa: B905
+
+    dh, dw = jax.grad(loss, (0, 1))(jnp.asarray(hidden), w, jnp.asarray(targets))
+    expected = oracle_gradient(hidden, weight, targets, cotangents, 0.9)
+    for got, want in ((dh, expected[0]), (dw if layout == "DV" else dw.T, expected[1])):
+        assert np.linalg.norm(got - want) <= 2e-5 * np.linalg.norm(want)
+
+
+def test_tiles_fit_and_unmeasured_kernels_are_not_chosen():
+    for chip in ("v5e", "v5p", "v6e", "a chip of next year"):
+        for width in (1024, 2560, 4096, 8192):
+            rows, columns, limit = tiles.tpu_tiles(chip, width, 151_936, "bfloat16")
+            assert rows % 128 == 0 == columns % 128
+            assert 4 * width * (rows + columns) + 48 * rows * columns <= limit or rows == 128
+    assert tiles.chip_name("TPU v6 lite") == "v6e"
+    assert tiles.measured_implementation("v6e", 2560, 151_936, "bfloat16") == "xla"

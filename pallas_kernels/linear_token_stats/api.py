@@ -1,14 +1,17 @@
 """The two entry points: ``linear_token_stats`` from hidden states, ``token_stats`` from logits."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.linear_token_stats import chunked_xla, reference
-from pallas_kernels.linear_token_stats.types import TokenStats
+from pallas_kernels.linear_token_stats import fused, reference, tiles
+from pallas_kernels.linear_token_stats.types import Settings, TokenStats
 
 __all__ = ["IMPLEMENTATIONS", "TokenStats", "linear_token_stats", "token_stats"]
 
-IMPLEMENTATIONS = ("auto", "xla", "reference")
+IMPLEMENTATIONS = ("auto", "xla", "pallas_tpu", "reference")
 
 
 def linear_token_stats(
@@ -22,6 +25,9 @@ def linear_token_stats(
     with_varentropy: bool = False,
     chunk_size: int = 4096,
     implementation: str = "auto",
+    vocab_axis: str | None = None,
+    chip: str | None = None,
+    interpret: Any = False,
 ) -> TokenStats:
     """Statistics of softmax(cap(hidden W) / temperature) without an array of [rows, vocabulary].
 
@@ -37,15 +43,20 @@ def linear_token_stats(
         soft_cap: c of the logit soft-cap, or None.
         weight_layout: "DV" or "VD" (tied embedding).
         with_varentropy: also return ``varentropy``, else that field is None.
-        chunk_size: vocabulary columns held at once by the "xla" implementation.
-        implementation: "reference" (holds all logits), "xla" (vocabulary chunks), or "auto", which is "xla".
+        chunk_size: vocabulary columns held at once by the "xla" implementation, and by every gradient.
+        implementation: "reference" (holds all logits), "xla" (vocabulary chunks), "pallas_tpu" (a Mosaic kernel for the
+            forward pass), or "auto": what was measured to be fastest on the chip, which is "xla" where nothing was.
+        vocab_axis: inside ``jax.shard_map(..., check_vma=False)``, the mesh axis W is sharded over by
+            vocabulary; targets stay global. One all-reduce of five numbers a row merges the shards.
+        chip: the tile table's name of the TPU ("v5e", "v5p", "v6e"); None: of the first device, if that is a TPU.
+        interpret: of ``pallas_call``, to run "pallas_tpu" without a TPU.
 
     Returns:
         TokenStats of f32 [R], in nats.
 
     Raises:
         ValueError: for an unknown implementation or layout, a temperature that is not positive, or shapes that
-            do not fit.
+            do not fit; for ``vocab_axis`` with "reference".
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
@@ -55,19 +66,26 @@ def linear_token_stats(
         raise ValueError(f"temperature must be positive, got {temperature}; greedy choice has no log-prob gradient")
     if weight.shape[weight_layout.index("D")] != hidden.shape[1]:
         raise ValueError(f"weight {weight.shape} in layout {weight_layout} does not fit hidden {hidden.shape}")
-    implement = chunked_xla.linear_token_stats
+    vocab = weight.shape[weight_layout.index("V")]
     if implementation == "reference":
-        implement = reference.linear_token_stats
-    return implement(
-        hidden,
-        weight,
-        targets,
-        temperature=float(temperature),
-        soft_cap=soft_cap,
-        weight_layout=weight_layout,
-        with_varentropy=with_varentropy,
-        chunk_size=chunk_size,
-    )
+        if vocab_axis is not None:
+            raise ValueError("the reference holds a whole vocabulary; choose another implementation for vocab_axis")
+        return reference.linear_token_stats(
+            hidden, weight, targets, temperature=float(temperature), soft_cap=soft_cap, weight_layout=weight_layout,
+            with_varentropy=with_varentropy,
+        )  # fmt: skip
+    if chip is None:
+        chip = tiles.chip_name(jax.devices()[0].device_kind)
+    key = (chip, hidden.shape[1], vocab, hidden.dtype.name)
+    if implementation == "auto":
+        implementation = tiles.measured_implementation(*key)
+    block_rows, block_vocab, limit = tiles.tpu_tiles(*key)
+    settings = Settings(
+        temperature=float(temperature), soft_cap=soft_cap, weight_layout=weight_layout, with_varentropy=with_varentropy,
+        chunk_size=chunk_size, implementation=implementation, vocab_axis=vocab_axis, tiles=(block_rows, block_vocab),
+        vmem_limit_bytes=limit, interpret=interpret,
+    )  # fmt: skip
+    return fused.linear_token_stats(settings, hidden, weight, targets)
 
 
 def token_stats(

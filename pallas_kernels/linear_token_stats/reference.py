@@ -42,10 +42,8 @@ def linear_token_stats(
     soft_cap: float | None,
     weight_layout: str,
     with_varentropy: bool,
-    chunk_size: int,
 ) -> TokenStats:
-    """From the full [R, V] logits, whatever ``chunk_size``; for tests and tiny vocabularies."""
-    del chunk_size
+    """From the full [R, V] logits; for tests and tiny vocabularies."""
     equation = {"DV": "RD,DV->RV", "VD": "RD,VD->RV"}[weight_layout]
     logits = jnp.einsum(equation, hidden, weight, preferred_element_type=jnp.float32)
     return stats_from_scaled_logits(
