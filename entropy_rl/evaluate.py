@@ -47,7 +47,7 @@ def majority_at_k(correct: np.ndarray, clusters: np.ndarray, k: int) -> np.ndarr
 
     Args:
         correct: [P, n] of 0 and 1.
-        clusters: [P, n], a number per sample, equal within a problem for equal answers.
+        clusters: [P, n], a number per sample, equal within a problem for equal answers; -1 for none, which has no vote.
         k: 1 to n; samples behind the last whole block are not used.
 
     Raises:
@@ -58,6 +58,9 @@ def majority_at_k(correct: np.ndarray, clusters: np.ndarray, k: int) -> np.ndarr
         raise ValueError(f"maj@{k} needs 1 <= k <= {num_samples} samples")
 
     def chance(right: np.ndarray, numbers: np.ndarray) -> float:
+        right, numbers = right[numbers >= 0], numbers[numbers >= 0]
+        if not len(numbers):
+            return 0.0
         values, counts = np.unique(numbers, return_counts=True)
         most = values[counts == counts.max()]
         return float(np.mean([np.mean(right[numbers == value]) for value in most]))
@@ -82,7 +85,7 @@ def estimate(values: np.ndarray) -> Estimate:
         shrink = 1 + _Z95**2 / count
         centre = (mean + _Z95**2 / (2 * count)) / shrink
         half = _Z95 * math.sqrt(mean * (1 - mean) / count + _Z95**2 / (4 * count**2)) / shrink
-        return Estimate(mean, max(centre - half, 0.0), min(centre + half, 1.0))
+        return Estimate(mean, max(centre - half, 0.0) if mean else 0.0, min(centre + half, 1.0) if mean < 1 else 1.0)
     half = _Z95 * float(np.std(values, ddof=1)) / math.sqrt(count)
     return Estimate(mean, max(mean - half, 0.0), min(mean + half, 1.0))
 

@@ -5,6 +5,7 @@ after the last whole batch and ends with the same lines. Scores are computed fro
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -39,7 +40,8 @@ def sample_benchmark(
     """Writes what is missing of ``path``: ``samples`` responses to each problem, decoded as ``config.eval`` says.
 
     A line holds the problem's and the sample's number, the response, the answer that was read, whether it is correct,
-    its cluster among the problem's responses (equal answers, equal numbers), its tokens and whether it ended by itself.
+    its cluster among the problem's responses (equal answers, equal numbers; -1: no answer), its tokens and whether it
+    ended by itself.
     """
     options, sampling = parts.config.eval, parts.config.sampling
     sampler = make_sampler(
@@ -56,11 +58,13 @@ def sample_benchmark(
         tokens, mask = local_rows(rollout.tokens), local_rows(rollout.response_mask)
         texts = decode_responses(tokens, mask, parts.tokenizer)
         rewards = rewards_of(task, [problem for problem in mine for _ in range(samples)], texts)
+        answers = [task.grader.answer(text) for text in texts]
         clusters = [
             number
             for index, problem in enumerate(mine)
             for number in answer_clusters(task, problem, texts[index * samples : (index + 1) * samples])
         ]
+        clusters = [-1 if answer is None else number for answer, number in zip(answers, clusters, strict=True)]
         numbers = np.stack([np.array(rewards) >= 1.0, clusters, local_rows(rollout.stopped)], axis=1).astype(np.int32)
         tokens, mask, numbers = gather_rows(tokens), gather_rows(mask), gather_rows(numbers)
         if is_main():
@@ -93,7 +97,7 @@ def _whole_batches(path: str, problems: int, samples: int, batch: int) -> int:
         with open(path) as file:
             lines = file.read().splitlines(keepends=True)
         lines = lines[:-1] if lines and not lines[-1].endswith("\n") else lines
-        done = len(lines) // samples
+        done = _in_order(lines, samples) // samples
         done = done if done == problems else done // batch * batch
         with open(path + ".tmp", "w") as file:
             file.writelines(lines[: done * samples])
@@ -103,6 +107,22 @@ def _whole_batches(path: str, problems: int, samples: int, batch: int) -> int:
         return 0
     with open(path) as file:
         return sum(1 for _ in file) // samples
+
+
+def _in_order(lines: list[str], samples: int) -> int:
+    """How many lines from the first on are what they should be at their place."""
+    ids: dict[int, None] = {}
+    for number, line in enumerate(lines):
+        try:
+            record = json.loads(line)
+            problem, sample = record["problem"], record["sample"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            return number
+        is_new = problem not in ids
+        if sample != number % samples or is_new != (sample == 0) or (not is_new and problem != next(reversed(ids))):
+            return number
+        ids[problem] = None
+    return len(lines)
 
 
 def score(path: str, samples: int) -> dict[str, Any]:
@@ -124,17 +144,30 @@ def score(path: str, samples: int) -> dict[str, Any]:
     }
 
 
-def check_settings(settings: dict[str, Any], out: str) -> None:
-    """Writes OUT/settings.json; ValueError where OUT holds an evaluation with other settings."""
-    path = os.path.join(out, "settings.json")
+def check_settings(settings: dict[str, Any], sets: dict[str, str], out: str) -> None:
+    """Writes OUT/settings.json, where the settings and the sets' fingerprints may grow by further sets.
+
+    Raises:
+        ValueError: where OUT holds an evaluation with other settings, or responses to other problems.
+    """
+    path, known = os.path.join(out, "settings.json"), dict[str, str]()
     if os.path.exists(path):
         with open(path) as file:
-            old = json.load(file)
+            try:
+                old = json.load(file)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path} is no JSON ({error}); choose another --out") from None
+        known = old.pop("sets", {})
         changed = "; ".join(f"{k}: {old.get(k)} -> {v}" for k, v in settings.items() if old.get(k) != v)
         if changed:
             raise ValueError(f"{out} holds an evaluation with other settings ({changed}); choose another --out")
+    for name, fingerprint in sets.items():
+        if name in known and known[name] != fingerprint:
+            raise ValueError(f"{out} holds responses to other problems of {name}; choose another --out")
+        if name not in known and os.path.exists(os.path.join(out, f"{name}.jsonl")):
+            raise ValueError(f"{out}/{name}.jsonl is there without its settings; move it away or choose another --out")
     if is_main():
-        _write(path, settings)
+        _write(path, settings | {"sets": known | sets})
 
 
 def _write(path: str, what: dict[str, Any]) -> None:
@@ -144,9 +177,20 @@ def _write(path: str, what: dict[str, Any]) -> None:
     os.replace(path + ".tmp", path)
 
 
-def write_results(settings: dict[str, Any], results: dict[str, Any], out: str) -> None:
-    """OUT/results.json: the settings, and of each benchmark its scores."""
-    _write(os.path.join(out, "results.json"), {"settings": settings, "benchmarks": results})
+def add_result(settings: dict[str, Any], name: str, result: dict[str, Any], out: str) -> None:
+    """Puts a benchmark's scores into OUT/results.json, beside the settings and the scores that are there."""
+    path, found = os.path.join(out, "results.json"), dict[str, Any]()
+    if os.path.exists(path):
+        with open(path) as file:
+            found = json.load(file)["benchmarks"]
+    found[name] = result
+    _write(path, {"settings": settings, "benchmarks": {key: found[key] for key in sorted(found)}})
+
+
+def fingerprint(problems: Sequence[Problem]) -> str:
+    """16 hex digits of the prompts and answers."""
+    text = json.dumps([[problem.prompt, problem.answer] for problem in problems])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def table(settings: dict[str, Any], results: dict[str, Any]) -> str:

@@ -102,12 +102,15 @@ def load_object(path: str) -> Any:
 def _gsm8k(*, directory: str = "", **options: Any) -> Task:
     if directory and not os.path.isdir(directory):
         raise ValueError(f"config.task.options.directory={directory} is no directory; '' downloads the published files")
-    return _math(train="gsm8k", test="gsm8k", directory=directory, **{"template": "{problem}\n", **options})
+    own = {"template": "{problem}\n", "direct": True, **options}  # one set: its files may lie in the directory itself
+    return _math(train="gsm8k", test="gsm8k", directory=directory, **own)
 
 
 def _math(*, train: str, test: str, extract: Sequence[str] = EXTRACTORS, allow_unboxed: bool = False, **options: Any):
     from entropy_rl.data.math_task import MathTask
 
+    if not train:
+        raise ValueError("config.task.options.train names no set to train on")
     return MathTask(train=train, test=test, grader=_grader(extract, allow_unboxed), **options)
 
 
@@ -153,6 +156,8 @@ def make_task(config: ConfigDict) -> Task:
 
 def make_tokenizer(config: ConfigDict, task: Task, workdir: str) -> Tokenizer:
     """Characters for generated tasks; else the SentencePiece model named, or one trained once into the workdir."""
+    if config.tokenizer.system and not config.tokenizer.chat:
+        raise ValueError("config.tokenizer.system has an effect only with config.tokenizer.chat")
     if config.tokenizer.path:
         return load_tokenizer(config.tokenizer.path, chat=config.tokenizer.chat, system=config.tokenizer.system)
     if config.tokenizer.chat or config.tokenizer.system:

@@ -133,7 +133,9 @@ def report(config, *, samples: int = 3) -> str:
             sections.append(describe(split, problems, **common))
             texts[split.partition(" ")[0]] = [problem.prompt for problem in problems]
     if task.alphabet is None:
-        sections.append("overlap: " + overlap_report(texts["train"], texts["test"], samples))
+        left_out_too = config.task.options.get("exclude_overlap", False)
+        note = " (left out of training: exclude_overlap)" if left_out_too else ""
+        sections.append(f"overlap{note}: " + overlap_report(texts["train"], texts["test"], samples))
     return "\n\n".join(sections)
 
 

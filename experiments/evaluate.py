@@ -11,7 +11,9 @@ goes on where it stopped and ends with the same numbers. OUT is WORKDIR/benchmar
 """
 
 import dataclasses
+import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -25,15 +27,17 @@ from configs.sizes import own_model
 from entropy_rl.checkpoint import Checkpointer
 from entropy_rl.data.math_sets import MATH_SETS, math_set
 from entropy_rl.data.math_task import MathTask
-from entropy_rl.data.tasks import Problem
+from entropy_rl.data.tasks import Chains, Problem
 from entropy_rl.model import is_hf_directory
+from entropy_rl.parallel import multihost
 from entropy_rl.parallel.multihost import is_main
 from entropy_rl.verify.extraction import EXTRACTORS
 from entropy_rl.verify.grader import Grader
-from experiments.benchmarking import check_settings, sample_benchmark, score, table, write_results
+from experiments.benchmarking import add_result, check_settings, fingerprint, sample_benchmark, score, table
 from experiments.building import (
     Parts,
     build,
+    config_hash,
     load_config,
     make_run_optimizer,
     make_run_recipe,
@@ -70,6 +74,16 @@ def _step(checkpointer: Checkpointer, wanted: str) -> int:
     return int(wanted)
 
 
+def step_number(workdir: str, step: str) -> int:
+    """The checkpoint that "best", "latest" or a step's number means; 0 for "base"."""
+    if step == "base":
+        return 0
+    checkpointer = Checkpointer(os.path.join(workdir, "checkpoints"))
+    number = _step(checkpointer, step)
+    checkpointer.close()
+    return number
+
+
 def policy_at(parts: Parts, workdir: str, step: str) -> tuple[Any, int, Any]:
     """(parameters, step, statistics to erase by or None) of a run at "base", "best", "latest" or a step's number."""
     recipe = make_run_recipe(parts.config, parts.tokenizer)
@@ -95,6 +109,8 @@ def evaluate(workdir: str, *, step: str, samples: int | None, problems: int | No
             config.eval.problems = problems or config.eval.problems
             if temperature is not None:
                 config.eval.temperature = temperature
+            if not math.isfinite(config.eval.temperature):
+                raise ValueError(f"--temperature={temperature} is no temperature")
         parts = build(config, workdir)
         recipe = make_run_recipe(config, parts.tokenizer)
         params, number, running = policy_at(parts, workdir, step)
@@ -130,6 +146,8 @@ def _config_and_model(workdir: str, model: str, changes: dict[str, Any]) -> Conf
         raise ValueError(f"--model={model} is no Hugging Face directory: there is no config.json in it")
     with config.unlocked():
         config.update_from_flattened_dict({name: value for name, value in changes.items() if value is not None})
+    if not math.isfinite(config.eval.temperature):
+        raise ValueError(f"--temperature={config.eval.temperature} is no temperature")
     if config.eval.temperature == 0 and config.eval.samples > 1:
         raise ValueError("--temperature=0 draws the same response again and again: use --num_samples=1")
     return config
@@ -144,12 +162,22 @@ def _math_tasks(names: Sequence[str], config: ConfigDict, *, data: str, template
     """A task per set, with the prompts and the grading the config's own task has where it reads text."""
     own = config.task.options if config.task.name in TEXT_TASKS else {}
     options = {"extract": tuple(own.get("extract", EXTRACTORS)), "allow_unboxed": own.get("allow_unboxed", False)}
+    directory = data or (own.get("directory", "") if config.task.name in ("math", "gsm8k") else "")
     text = _template(config, template)
     for name in names:
         if "test" not in math_set(name).splits:
             raise ValueError(f"{name!r} is a set to train on; sets with a test split are {', '.join(test_sets())}")
     return {
-        name: MathTask(train="", test=name, directory=data, template=text, grader=Grader(**options)) for name in names
+        name: MathTask(
+            train="",
+            test=name,
+            directory=directory,
+            template=text,
+            grader=Grader(**options),
+            data_dir=own.get("data_dir"),
+            direct=config.task.name == "gsm8k" and name == "gsm8k" and not data,
+        )
+        for name in names
     }
 
 
@@ -181,33 +209,54 @@ def benchmark(
         problems: at most so many of each set, the first ones.
     """
     with one_sentence():
+        if not names:
+            raise ValueError(f"--benchmarks names no set; there are {', '.join(test_sets())}")
         if model and not out:
             raise ValueError("--model needs --out=DIRECTORY for the responses and scores")
         config = _config_and_model(workdir, model, changes or {})
         tasks = _math_tasks(names, config, data=data, template=template)
-        parts = build(config, out or workdir, task=tasks[names[0]])
-        params, number = base_params(parts, out), 0
+        chosen = {name: task.problems("test")[: problems or None] for name, task in tasks.items()}
+        # A tokenizer of its own is all the model needs to know of the run's task, whose data may not be here.
+        parts = build(config, workdir or out, task=Chains() if config.tokenizer.path else None)
+        configs = {name: _for_prompts(config, parts, own) for name, own in chosen.items()}
+        number = 0
         if workdir:
-            params, number, _ = policy_at(parts, workdir, step)
-        out = out or os.path.join(workdir, "benchmarks", "base" if step == "base" else str(number))
-        what = os.path.abspath(model) if model else f"{os.path.abspath(workdir)}, step {number}"
-        settings = _settings(config, model=what, template=_template(config, template), problems=problems)
-        check_settings(settings, out)
+            number = step_number(workdir, step)
+        out = out or os.path.join(workdir, "benchmarks", step if step == "base" else str(number))
+        settings = _settings(
+            config, model=_description(config, workdir, model, step, number), template=_template(config, template),
+            problems=problems,
+        )  # fmt: skip
+        check_settings(settings, {name: fingerprint(own) for name, own in chosen.items()}, out)
+        params = policy_at(parts, workdir, step)[0] if workdir else base_params(parts, out)
     params = jax.device_put(params, parts.sampling_shardings)
     results: dict[str, Any] = {}
     for name, task in tasks.items():
         with one_sentence(), task.grader:
-            chosen = task.problems("test")[: problems or None]
-            own = dataclasses.replace(parts, config=_for_prompts(config, parts, chosen))
-            path = os.path.join(out, f"{name}.jsonl")
-            sample_benchmark(own, task, params, chosen, path, name=name, samples=config.eval.samples, seed=config.seed)
-            results[name] = {"problems": len(chosen)} | score(path, config.eval.samples)
+            own, path = dataclasses.replace(parts, config=configs[name]), os.path.join(out, f"{name}.jsonl")
+            sample_benchmark(
+                own, task, params, chosen[name], path, name=name, samples=config.eval.samples, seed=config.seed
+            )
+            results[name] = {"problems": len(chosen[name])} | score(path, config.eval.samples)
             _tell_failures(name, task.grader.counts)
+            if is_main():
+                add_result(settings, name, results[name], out)
     if is_main():
-        write_results(settings, results, out)
         print(table(settings, results))
         print(f"responses and results.json are in {out}")
     return results
+
+
+def _description(config: ConfigDict, workdir: str, model: str, step: str, number: int) -> str:
+    """Which policy: its place, step and a fingerprint that changes when it is written anew."""
+    if model:
+        path = os.path.abspath(model)
+        files = sorted(name for name in os.listdir(path) if name.endswith((".safetensors", ".json")))
+        what = [[name, os.path.getsize(os.path.join(path, name))] for name in files]
+        times = [int(os.path.getmtime(os.path.join(path, name))) for name in files]
+        return f"{path} ({hashlib.sha256(json.dumps([what, times]).encode()).hexdigest()[:8]})"
+    run = f"{os.path.abspath(workdir)}, {'base policy' if step == 'base' else f'step {number}'}"
+    return f"{run} (config {config_hash(load_config(workdir))[:8]})"
 
 
 def _tell_failures(name: str, counts: dict[str, int]) -> None:
@@ -241,7 +290,12 @@ def main(argv) -> None:
         raise app.UsageError(f"unknown arguments {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)
     f = flags.FLAGS
-    if f.benchmarks:
+    if f.multihost:
+        multihost.initialize()
+    if f["benchmarks"].present:
+        with one_sentence():
+            if f.model and f["step"].present:
+                raise ValueError("--step is a run's; a --model has none")
         names = list(dict.fromkeys(name.strip() for name in f.benchmarks if name.strip()))
         benchmark(
             names, workdir=f.workdir, model=f.model, step=f.step, out=f.out, data=f.data, changes=_flag_changes(f),
@@ -273,7 +327,8 @@ if __name__ == "__main__":
     flags.DEFINE_integer("max_response", None, "Tokens of a response; default the run's, or 1024.", lower_bound=1)
     flags.DEFINE_integer("batch", None, "Prompts sampled at once.", lower_bound=1)
     flags.DEFINE_integer("slots", None, "Rows decoded at once on each device.", lower_bound=1)
-    flags.DEFINE_integer("seed", None, "Of the noise.")
+    flags.DEFINE_integer("seed", None, "Of the noise.", lower_bound=0, upper_bound=2**32 - 1)
+    flags.DEFINE_bool("multihost", False, "Join the other processes of this evaluation (jax.distributed).")
     flags.DEFINE_bool("chat", None, "Whether prompts go into the chat template; default where there is one.")
     flags.DEFINE_string("system", None, "System message of the chat.")
     flags.DEFINE_string("template", None, "Text around a problem: plain, boxed, r1, or one with {problem}.")

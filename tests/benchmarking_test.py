@@ -36,6 +36,8 @@ def test_majority_of_blocks():
     correct, clusters = np.array([[1, 1, 0, 0, 0, 1]]), np.array([[5, 5, 6, 7, 7, 5]])
     assert majority_at_k(correct, clusters, 3)[0] == 0.5  # (5, 5, 6) is right, (7, 7, 5) is not
     assert majority_at_k(correct, clusters, 6)[0] == 1.0
+    assert majority_at_k(np.array([[1, 0, 0, 0]]), np.array([[0, -1, -1, -1]]), 4)[0] == 1.0  # no answer, no vote
+    assert majority_at_k(np.array([[0, 0]]), np.array([[-1, -1]]), 2)[0] == 0.0
     for k in (0, 7):
         with pytest.raises(ValueError, match="needs 1 <= k <= 6"):
             majority_at_k(correct, clusters, k)
@@ -60,6 +62,9 @@ def test_scores_and_whole_batches(tmp_path):
     assert _whole_batches(str(path), 3, 4, 2) == 3
     path.write_text("".join(texts[:-1]) + texts[-1][:9])  # killed while writing the last line
     assert _whole_batches(str(path), 3, 4, 2) == 2
+    path.write_text("".join(texts[:5] + texts[6:]))  # a line is missing in the middle
+    assert _whole_batches(str(path), 3, 4, 1) == 1
+    path.write_text("".join(texts[:8]))
     assert path.read_text() == "".join(texts[:8])
     settings = {"model": "m", "num_samples": 4, "temperature": 1.0, "top_p": 1.0, "top_k": None, "min_p": 0.0,
                 "max_response": 8, "chat": False, "template": "boxed"}  # fmt: skip
@@ -117,7 +122,8 @@ def test_killed_and_resumed_is_the_same(directory, tmp_path, compilation_cache):
     process.communicate()
     with open(partial, "a") as file:
         file.write('{"problem": 12, "sam')  # a line that was cut off
-    runs.run("evaluate", *arguments(directory, tmp_path / "b"), cache=compilation_cache)
+    runs.run("evaluate", *arguments(directory, tmp_path / "b"), "--benchmarks=math500", cache=compilation_cache)
+    runs.run("evaluate", *arguments(directory, tmp_path / "b"), "--benchmarks=aime24", cache=compilation_cache)
     for name in ("math500.jsonl", "aime24.jsonl", "results.json", "settings.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
@@ -133,11 +139,16 @@ def test_what_cannot_be_evaluated_is_refused(directory, tmp_path, compilation_ca
         (["--out="], "--model needs --out=DIRECTORY"),
         (["--temperature=0"], "use --num_samples=1"),
         ([f"--model={tmp_path}"], "is no Hugging Face directory"),
-        (["--benchmarks="], "--model has an effect only with --benchmarks"),
+        (["--benchmarks=,"], "--benchmarks names no set"),
+        (["--step=best"], "--step is a run's"),
+        (["--temperature=nan"], "--temperature=nan is no temperature"),
+        (["--system=be brief", "--nochat"], "has an effect only with config.tokenizer.chat"),
     ]:
         text = runs.run("evaluate", *usual, *change, cache=compilation_cache, expect=2)
         assert words in text, text
     (tmp_path / "o").mkdir(exist_ok=True)
+    (tmp_path / "o" / "math500.jsonl").write_text("{}\n")
+    assert "is there without its settings" in runs.run("evaluate", *usual, cache=compilation_cache, expect=2)
     (tmp_path / "o" / "settings.json").write_text(json.dumps({"num_samples": 8}))
     text = runs.run("evaluate", *usual, cache=compilation_cache, expect=2)
     assert "holds an evaluation with other settings" in text

@@ -101,7 +101,7 @@ def test_formats_of_files_and_where_they_are_found(tmp_path):
     assert [example["answer"] for example in read["deepscaler"]] == ["0", "1", "2", "3"]
     assert [example["problem"] for example in read["dapo_math"]] == ["What is 6*7?"]
     assert [example["problem"] for example in read["deepmath"]] == ["Q0", "Q1"]
-    with pytest.raises(ValueError, match=r"no test\*.jsonl, .json or .parquet of the set 'aime26'"):
+    with pytest.raises(ValueError, match=r"no test\*.jsonl, .json or .parquet of the set 'aime26' in .*aime_2026"):
         local_files("aime26", "test", str(tmp_path))
     (tmp_path / "a.json").write_text("[1]")
     with pytest.raises(ValueError, match="row 1 is a int, not an object"):
@@ -163,6 +163,9 @@ def test_mixture_by_weights():
     by_id = {problem.id: problem.prompt for problem in mixed}
     assert len(by_id) == 30 + 50  # ids tell the sets apart
     assert [p.id for p in mixed] == [p.id for p in MixedProblems(sets, [1.0, 1.0])]
+    first = collections.Counter(problem.prompt[0] for problem in mixed[:20])
+    assert abs(first["a"] - first["b"]) <= 1  # interleaved
+    assert len({p.id for p in MixedProblems(sets, [1e308, 1e308])}) == 80
     assert [p.id for p in mixed[3:6]] == [mixed[i].id for i in (3, 4, 5)]
     with pytest.raises(ValueError, match="as many positive weights"):
         MixedProblems(sets, [1.0, 0.0])
@@ -181,6 +184,10 @@ def test_overlap():
     assert overlap.matches("Toss a fair coin until three heads in a row come up. " + BOILERPLATE) == []
     assert overlap.matches(WOLVES + BOILERPLATE) == [2]
     assert overlap.matches("") == []
+    short = Overlap(["\u5df2\u77e5 $2$ \u6c42", "Compute 2+2"])
+    assert short.matches("\u5df2\u77e5 2 \u6c42") == [0]
+    assert short.matches("\u4e8c 2") == short.matches("compute 2-2") == []
+    assert short.matches("compute $2 + 2$") == [1]
 
 
 def test_overlapping_training_problems_are_left_out_on_request(tmp_path):
@@ -191,6 +198,62 @@ def test_overlapping_training_problems_are_left_out_on_request(tmp_path):
     kept = MathTask(**options, exclude_overlap=True).problems("train")
     assert [problem.answer for problem in kept] == ["1"]
     assert kept[0].prompt.startswith("What is 3?\nPlease reason step by step")
+
+
+def test_ids_stay_unique_when_problems_are_left_out(tmp_path):
+    rows = [{"problem": p, "answer": "1"} for p in (LONG + "find AD.", "What is 3?", "What is 4?", "What is 5?")]
+    write(tmp_path / "math" / "train.jsonl", rows)
+    write(tmp_path / "deepscaler" / "train.jsonl", [{"problem": f"Is {i} odd?", "answer": "1"} for i in range(4)])
+    write(tmp_path / "aime24" / "test.jsonl", [{"problem": LONG + "find BD.", "answer": "1"}])
+    task = MathTask(
+        train="math,deepscaler", test="aime24", directory=str(tmp_path), data_dir=str(tmp_path / "t"),
+        exclude_overlap=True,
+    )  # fmt: skip
+    by_id = collections.defaultdict(set)
+    for problem in task.problems("train"):
+        by_id[problem.id].add(problem.prompt)
+    assert all(len(prompts) == 1 for prompts in by_id.values())
+    assert not any(LONG in prompt for prompts in by_id.values() for prompt in prompts)
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "places"),
+    [
+        ("gsm8k", "train", ["gsm8k/main/train-00000-of-00001.parquet"]),
+        ("math", "train", ["MATH/train/algebra/1.json", "MATH/train/geometry/7.json"]),
+        ("aime25", "test", ["AIME2025/aime2025-I.jsonl", "AIME2025/aime2025-II.jsonl"]),
+        ("olympiadbench", "test", ["OlympiadBench/OE_TO_maths_en_COMP/x.parquet"]),
+        ("dapo_math", "train", ["DAPO-Math-17k-Processed/en/train-00000-of-00001.parquet"]),
+    ],
+)
+def test_layouts_as_they_are_published(tmp_path, name, split, places):
+    for place in [*places, f"{places[0].partition('/')[0]}/README.md"]:
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text("{}")
+    assert [path.removeprefix(f"{tmp_path}/") for path in local_files(name, split, str(tmp_path))] == places
+
+
+def test_only_a_sets_own_files_are_read(tmp_path):
+    write(tmp_path / "aime24" / "test.jsonl", [{"problem": "T", "answer": "1"}])
+    write(tmp_path / "aime24" / "test_old.jsonl", [{"problem": "U", "answer": "1"}])
+    assert local_files("aime24", "test", str(tmp_path / "aime24")) == [str(tmp_path / "aime24" / "test.jsonl")]
+    with pytest.raises(ValueError, match="of the set 'math500'"):
+        local_files("math500", "test", str(tmp_path / "aime24"))
+
+
+@pytest.mark.parametrize(
+    ("text", "answers"),
+    [
+        ('[{"problem": "a", "answer": 1}]', ["1"]),
+        ('{\n "problem": "a",\n "answer": 1\n}', ["1"]),
+        ('\ufeff{"problem": "a", "answer": 1}\n{"problem": "b", "answer": NaN}\n', ["1"]),
+        ('{"problem": "a", "answer": null, "solution": "\\\\boxed 2."}\n', ["2"]),
+        ('{"problem": "z\\ud800", "answer": 1}\n{"problem": "c", "answer": 3}\n', ["3"]),
+    ],
+)
+def test_json_as_people_write_it(tmp_path, text, answers):
+    (tmp_path / "train.json").write_text(text)
+    assert [example["answer"] for example in read_set("deepscaler", [str(tmp_path / "train.json")])] == answers
 
 
 def test_real_sets(data_dir, tmp_path):

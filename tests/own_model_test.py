@@ -32,8 +32,9 @@ def directory(tmp_path_factory):
     backend.save(str(path / "tokenizer.json"))
     (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "chat_template": CHAT}))
     rows = [{"question": f"{i} plus {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(40)]
+    (path.parent / "data" / "gsm8k").mkdir(parents=True)
     for split in ("train", "test"):
-        (path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (path.parent / "data" / "gsm8k" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
@@ -42,7 +43,7 @@ def flags(directory, workdir):
         "steps": 2, "optimizer.warmup_steps": 0, "optimizer.learning_rate": 1e-3, "batch.prompts": 4,
         "batch.samples": 4, "batch.microbatches": 1, "sampling.max_prompt": 160, "sampling.max_response": 12,
         "eval.problems": 8, "eval.samples": 2, "eval.batch": 8, "eval.every": 0, "log.rollouts_every": 1,
-        "task.options.directory": directory, "task.options.data_dir": workdir / "tfds",
+        "task.options.directory": directory.parent / "data", "task.options.data_dir": workdir / "tfds",
     }  # fmt: skip
     return [f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in changes.items())]
 
@@ -58,6 +59,14 @@ def test_trains_and_comes_back(directory, tmp_path, compilation_cache):
     assert text.startswith("step 2 of")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (out / name).read_bytes() == (directory / name).read_bytes()
+    text = runs.run(
+        "evaluate", f"--workdir={workdir}", "--benchmarks=gsm8k", "--num_samples=2", "--problems=6", "--batch=4",
+        cache=compilation_cache,
+    )  # fmt: skip
+    assert "2 responses a problem, T=1" in text
+    results = json.loads((workdir / "benchmarks" / "2" / "results.json").read_text())
+    assert results["benchmarks"]["gsm8k"]["problems"] == 6
+    assert results["settings"]["template"] == "boxed"
     got_config, got = load_hf(out)
     assert got_config == read_hf_config(directory)
     state = runs.final_state(workdir)[1]

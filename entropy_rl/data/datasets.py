@@ -134,24 +134,38 @@ class MixedProblems(Sequence[Problem]):
         problems: the sequences.
         weights: of each, positive; a sequence's share of a pass is its weight over the sum.
         seed: of which problems come more often than others.
+        id_ranges: ids of each sequence lie below this; None: below its length.
+
+    The sequences are interleaved, so that the first part of a pass has about the same shares.
 
     Raises:
         ValueError: for weights that are not positive, or not one a sequence.
     """
 
-    def __init__(self, problems: Sequence[Sequence[Problem]], weights: Sequence[float], *, seed: int = 0):
+    def __init__(
+        self,
+        problems: Sequence[Sequence[Problem]],
+        weights: Sequence[float],
+        *,
+        seed: int = 0,
+        id_ranges: Sequence[int] | None = None,
+    ):
         if len(weights) != len(problems) or not problems or not all(0 < weight < float("inf") for weight in weights):
             raise ValueError(f"{len(problems)} sets of problems need as many positive weights, not {list(weights)}")
         sizes = [len(own) for own in problems]
-        total, share = sum(sizes), np.array(weights, float) / sum(weights)
+        scaled = np.array(weights, float) / max(weights)
+        total, share = sum(sizes), scaled / scaled.sum()
         self._problems = problems
-        self._offsets = [sum(sizes[:i]) for i in range(len(sizes))]
+        ranges = list(id_ranges or sizes)
+        self._offsets = [sum(ranges[:i]) for i in range(len(ranges))]
         rng = np.random.default_rng(seed)
-        self._rows: list[tuple[int, int]] = []
+        rows: list[tuple[float, int, int]] = []
         for index, (size, count) in enumerate(zip(sizes, np.round(share * total).astype(int), strict=True)):
             whole, rest = divmod(max(int(count), 1), size)
             part = sorted(rng.permutation(size)[:rest].tolist())
-            self._rows += [(index, row) for row in [*list(range(size)) * whole, *part]]
+            own = [*list(range(size)) * whole, *part]
+            rows += [((place + 0.5) / len(own), index, row) for place, row in enumerate(own)]
+        self._rows = [(index, row) for _, index, row in sorted(rows)]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -215,7 +229,10 @@ def _prepare(builder: ProblemBuilder) -> None:
     """Prepares the records where they are not yet; TFDS says "downloading" of local files too, so it says nothing."""
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare()
+        try:
+            builder.download_and_prepare()
+        except FileExistsError:  # another process was faster; what it wrote is the same
+            builder.info.read_from_directory(builder.data_dir)
 
 
 def prepared(builder: ProblemBuilder, split: str, template: str) -> FileProblems:

@@ -7,7 +7,9 @@ downloaded. Rows without a usable problem or answer, and repeated ones, are left
 """
 
 import dataclasses
+import glob
 import json
+import math
 import os
 import re
 import socket
@@ -16,8 +18,10 @@ import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import tensorflow_datasets as tfds
+
 from entropy_rl.data.datasets import ProblemBuilder
-from entropy_rl.data.rows import read_rows
+from entropy_rl.data.rows import read_rows, writable
 from entropy_rl.verify.extraction import MAX_ANSWER, boxes
 
 _QWEN = "https://raw.githubusercontent.com/QwenLM/Qwen2.5-Math/main/evaluation/data"
@@ -32,8 +36,8 @@ def _text(row: Mapping[str, Any], fields: Sequence[str]) -> str:
     """The first of ``fields`` a row has, as text; "" where it has none. 27.0 is 27."""
     for field in fields:
         value = row.get(field)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
+        if isinstance(value, float):
+            value = int(value) if value.is_integer() else value if math.isfinite(value) else None
         if isinstance(value, str | int | float) and not isinstance(value, bool) and str(value).strip():
             return str(value).strip()
     return ""
@@ -68,6 +72,8 @@ class MathSet:
             Rejected: with the reason it is left out.
         """
         problem, answer, solution = (self.read or _plain)(self, row)
+        if not all(map(writable, (problem, answer, solution))):
+            raise Rejected("half a surrogate pair, which is no text")
         if not problem:
             raise Rejected("no problem")
         if not answer:
@@ -83,6 +89,8 @@ def _plain(own: MathSet, row: Mapping[str, Any]) -> tuple[str, str, str]:
     answer = _text(row, own.answer)
     if not answer and (found := boxes(solution)):
         answer = found[-1][2].strip()
+    elif not answer and (bare := re.findall(r"\\boxed\s+([^\s${}]+)", solution)):
+        answer = bare[-1].rstrip(".,")
     return _text(row, own.problem), answer, solution
 
 
@@ -113,17 +121,25 @@ def _dapo(own: MathSet, row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _numina(own: MathSet, row: Mapping[str, Any]) -> tuple[str, str, str]:
     problem, answer, solution = _plain(own, row)
-    if answer.lower() in ("proof", "notfound", "not found") or _text(row, ("question_type",)) == "proof":
+    if answer.lower() == "proof" or _text(row, ("question_type",)) == "proof":
         raise Rejected("a proof, which has no answer to compare")
+    if answer.lower() in ("notfound", "not found"):
+        raise Rejected("no answer")
+    if any(row.get(field) not in (None, "Yes") for field in ("problem_is_valid", "solution_is_valid")):
+        raise Rejected("a mark of its authors that it is not valid")
     return problem, answer, solution
 
 
 def _olympiad(own: MathSet, row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Answers are a list; several of them are one answer with several parts. A context stands before the question."""
-    answers = row.get("final_answer")
-    if isinstance(answers, str):
-        answers = [answers]
-    if not isinstance(answers, list) or not answers:
+    """Answers are a list; several of them are one answer with several parts. A context stands before the question.
+
+    The fields "unit" and "error" (a tolerance) are not used: a unit may be missing from an answer anyway, and answers
+    are compared exactly.
+    """
+    answers = row.get("final_answer") or row.get("answer")
+    answers = [answers] if isinstance(answers, str) else answers
+    answers = [a for a in answers if a is not None] if isinstance(answers, list) else []
+    if not answers:
         raise Rejected("no final answer (a proof)")
     solutions = row.get("solution")
     solution = solutions[0] if isinstance(solutions, list) and solutions else _text(row, own.solution)
@@ -140,7 +156,7 @@ MATH_SETS: dict[str, MathSet] = {
     "math": MathSet(
         "Hendrycks et al. 2021, https://arxiv.org/abs/2103.03874", ("train", "test"),
         {split: (f"{_HUB}/DigitalLearningGmbH/MATH-lighteval/resolve/main/data/{split}-00000-of-00001.parquet",)
-         for split in ("train", "test")}, folders=("math_train", "MATH"),
+         for split in ("train", "test")}, folders=("math_train", "MATH", "MATH-lighteval", "hendrycks_math"),
     ),
     "math500": MathSet(
         "Lightman et al. 2023, https://arxiv.org/abs/2305.20050", ("test",),
@@ -149,6 +165,7 @@ MATH_SETS: dict[str, MathSet] = {
     "deepscaler": MathSet(
         "https://huggingface.co/datasets/agentica-org/DeepScaleR-Preview-Dataset (40k)", ("train",),
         {"train": (f"{_HUB}/agentica-org/DeepScaleR-Preview-Dataset/resolve/main/deepscaler.json",)},
+        folders=("DeepScaleR-Preview-Dataset",),
     ),
     "dsr_sub": MathSet("1,209 problems of deepscaler: Wang et al. 2025, https://arxiv.org/abs/2504.20571"),
     "aime_train": MathSet("AIME 1983 to 2023, as in deepscaler"),
@@ -161,19 +178,26 @@ MATH_SETS: dict[str, MathSet] = {
     "dapo_math": MathSet(
         "Yu et al. 2025, https://arxiv.org/abs/2503.14476 (17k, each about 100 times in the file)", ("train",),
         {"train": (f"{_HUB}/BytedTsinghua-SIA/DAPO-Math-17k/resolve/main/data/dapo-math-17k.parquet",)},
-        folders=("dapo_math_17k", "DAPO-Math-17k"), read=_dapo,
+        folders=("dapo_math_17k", "DAPO-Math-17k", "DAPO-Math-17k-Processed"), read=_dapo,
     ),
     "numinamath": MathSet(
         "Li et al. 2024, https://huggingface.co/datasets/AI-MO/NuminaMath-CoT", ("train", "test"),
         {"train": tuple(f"{_HUB}/AI-MO/NuminaMath-CoT/resolve/main/data/train-{i:05}-of-00005.parquet"
                         for i in range(5)),
-         "test": (f"{_HUB}/AI-MO/NuminaMath-CoT/resolve/main/data/test-00000-of-00001.parquet",)}, read=_numina,
+         "test": (f"{_HUB}/AI-MO/NuminaMath-CoT/resolve/main/data/test-00000-of-00001.parquet",)},
+        folders=("NuminaMath-CoT", "NuminaMath-1.5"), read=_numina,
     ),
-    "aime24": MathSet("AIME I and II of 2024", ("test",), {"test": (f"{_QWEN}/aime24/test.jsonl",)}),
+    "aime24": MathSet(
+        "AIME I and II of 2024", ("test",), {"test": (f"{_QWEN}/aime24/test.jsonl",)},
+        folders=("AIME_2024", "aime_2024"),
+    ),
     "aime25": MathSet(
-        "AIME I and II of 2025", ("test",), {"test": (f"{_HUB}/math-ai/aime25/resolve/main/test.jsonl",)}
+        "AIME I and II of 2025", ("test",), {"test": (f"{_HUB}/math-ai/aime25/resolve/main/test.jsonl",)},
+        folders=("AIME2025", "aime_2025"),
     ),
-    "aime26": MathSet("AIME I and II of 2026", ("test",)),
+    "aime26": MathSet(
+        "AIME I and II of 2026; no address to download it from is known here", ("test",), folders=("aime_2026",)
+    ),
     "amc23": MathSet("AMC 12 of 2023", ("test",), {"test": (f"{_QWEN}/amc23/test.jsonl",)}),
     "minerva": MathSet(
         "Lewkowycz et al. 2022, https://arxiv.org/abs/2206.14858 (272 of OCW)", ("test",),
@@ -181,7 +205,8 @@ MATH_SETS: dict[str, MathSet] = {
     ),
     "olympiadbench": MathSet(
         "He et al. 2024, https://arxiv.org/abs/2402.14008 (675 in English, text only)", ("test",),
-        {"test": (f"{_QWEN}/olympiadbench/test.jsonl",)}, read=_olympiad,
+        {"test": (f"{_QWEN}/olympiadbench/test.jsonl",)}, folders=("OlympiadBench",),
+        read=_olympiad,
     ),
 }  # fmt: skip
 _LEFT_OUT, _ROWS_KEPT = "left_out.json", 100
@@ -195,29 +220,44 @@ def math_set(name: str) -> MathSet:
     return MATH_SETS[name]
 
 
-def local_files(name: str, split: str, directory: str) -> list[str]:
-    """The files of a set's split under ``directory``: in a folder of the set's name, or in ``directory`` itself.
+_INNER = ("", "data", "main", "default", "en", "all", "OE_TO_maths_en_COMP")  # folders inside a published set's
 
-    A file belongs to a split if its name begins with the split's, or if it is the only one and the set has one split.
+
+def local_files(name: str, split: str, directory: str, *, direct: bool = False) -> list[str]:
+    """The files of a set's split under ``directory``: in a folder of the set's name, as it is laid out when published.
+
+    A file belongs to a split if it is named for it ("train.jsonl", "train-00000-of-00010.parquet") or lies in a folder
+    that is ("train/algebra/1.json"); in a set of one split every data file does.
+
+    Args:
+        name, split: of the set.
+        directory: holds a folder per set.
+        direct: whether the files may lie in ``directory`` itself, whatever it is called.
 
     Raises:
-        ValueError: where there are none.
+        ValueError: where there are none, with the folders that were looked into.
     """
     own = math_set(name)
-    folders = [os.path.join(directory, folder, inner) for folder in (name, *own.folders) for inner in ("", "data")]
-    for folder in [*folders, directory]:
+    names = (name, *own.folders)
+    folders = [os.path.join(directory, folder, inner) for folder in names for inner in _INNER]
+    if direct or os.path.basename(os.path.abspath(directory)) in names:
+        folders += [os.path.join(directory, inner) for inner in _INNER]
+    for folder in map(os.path.normpath, folders):
         if not os.path.isdir(folder):
             continue
         files = sorted(f for f in os.listdir(folder) if f.endswith(_ENDINGS) and not f.startswith("."))
-        chosen = [f for f in files if re.match(rf"{split}(?![a-z])", f)]
-        if not chosen and folder != directory and len(own.splits) == 1 and len(files) == 1:
+        named = re.compile(rf"{split}(?:[-_]?[0-9]+(?:-of-[0-9]+)?)?\.(?:jsonl?|parquet)(?:\.gz)?")
+        chosen = [f for f in files if named.fullmatch(f)]
+        if not chosen and len(own.splits) == 1 and not direct:
             chosen = files
         stems = {file.removesuffix(".gz") for file in chosen}
         if chosen:  # a file that is there twice, packed and not, counts once
             return [os.path.join(folder, f if f in chosen else f + ".gz") for f in sorted(stems)]
-    raise ValueError(
-        f"no {split}*.jsonl, .json or .parquet of the set {name!r} in {os.path.join(os.path.abspath(directory), name)}"
-    )
+        tree = sorted(glob.glob(os.path.join(glob.escape(folder), split, "**", "*.json"), recursive=True))
+        if tree:
+            return tree
+    where = ", ".join(os.path.join(os.path.abspath(directory), folder) for folder in names)
+    raise ValueError(f"no {split}*.jsonl, .json or .parquet of the set {name!r} in {where}")
 
 
 def key(problem: str) -> str:
@@ -259,19 +299,22 @@ class MathSetFiles(ProblemBuilder):
         split: "train" or "test".
         directory: with a folder of the set's name (see ``local_files``); "" downloads the published files.
         data_dir: where TFDS keeps what it prepared.
+        direct: whether the files may lie in ``directory`` itself.
 
     Raises:
         ValueError: for a set or split there is not, files that are missing, or a set that cannot be downloaded.
     """
 
-    def __init__(self, name: str, split: str, *, directory: str = "", data_dir: str | None = None):
+    def __init__(
+        self, name: str, split: str, *, directory: str = "", data_dir: str | None = None, direct: bool = False
+    ):
         own = math_set(name)
         if split not in own.splits:
             raise ValueError(f"the set {name!r} has no split {split!r}, only {', '.join(own.splits)}")
         if not directory and split not in own.urls:
             raise ValueError(f"the set {name!r} is not downloaded; give a directory that holds it in a folder {name}")
         self.set_name, self.split = name, split
-        files = local_files(name, split, directory) if directory else list(own.urls[split])
+        files = local_files(name, split, directory, direct=direct) if directory else list(own.urls[split])
         options = [name, split, files, directory == ""]
         super().__init__(paths={split: files if directory else []}, options=options, data_dir=data_dir)
         self._urls = [] if directory else files
@@ -288,14 +331,15 @@ class MathSetFiles(ProblemBuilder):
 
     def _check_network(self) -> None:
         """Raises ValueError where a host is out of reach: TFDS would try for minutes."""
-        for host in {urllib.parse.urlparse(url).hostname for url in self._urls}:
+        for host in {urllib.parse.urlparse(url).hostname or "" for url in self._urls}:
             try:
-                socket.getaddrinfo(host, 443)
+                socket.create_connection((host, 443), timeout=10).close()
             except OSError:
-                raise ValueError(
-                    f"{host} is out of reach, so the set {self.set_name!r} cannot be downloaded; "
-                    f"put its files into a folder {self.set_name} and name the directory that holds it"
-                ) from None
+                raise ValueError(f"{host} is out of reach; {self._by_hand()}") from None
+
+    def _by_hand(self) -> str:
+        name = self.set_name
+        return f"put the files of the set {name!r} into a folder {name} and name the directory that holds it"
 
     def examples(self, split, files):
         """Rows in order; those left out are kept for ``left_out``."""
@@ -311,16 +355,17 @@ class MathSetFiles(ProblemBuilder):
         yield from read_set(self.set_name, files, rejected)
         self._left_out = left_out
 
-    def download_and_prepare(self, **options):
-        """As in TFDS; what was left out is kept beside the records, and its counts are told once."""
-        super().download_and_prepare(**options)
-        if self._left_out is None:
-            return
-        (self.data_path / _LEFT_OUT).write_text(json.dumps(self._left_out))
-        if self._left_out:
-            what = ", ".join(f"{rows[0]} with {reason}" for reason, rows in self._left_out.items())
+    def _download_and_prepare(self, *args, **options):
+        """As in TFDS; what was left out lies beside the records, and its counts are told once."""
+        try:
+            super()._download_and_prepare(*args, **options)
+        except tfds.download.DownloadError as error:
+            raise ValueError(f"{str(error)[:200]}; {self._by_hand()}") from None
+        left_out = self._left_out or {}
+        (self.data_path / _LEFT_OUT).write_text(json.dumps(left_out))
+        if left_out:
+            what = ", ".join(f"{rows[0]} with {reason}" for reason, rows in left_out.items())
             print(f"{self.set_name}: left out {what}", file=sys.stderr)
-        self._left_out = None
 
     def left_out(self) -> dict[str, tuple[int, list[tuple[str, int]]]]:
         """Reason -> (how many rows of a prepared set were left out for it, file and number of the first hundred)."""

@@ -39,27 +39,33 @@ class MathTask(GradedTask):
     """Published sets, one or a mixture to train on and one or more to test on.
 
     Args:
-        train, test: see ``mixture``; train may be "", for evaluation alone. Of several test sets the problems follow
-            each other, without weights.
+        train, test: see ``mixture``; train may be "", for evaluation alone. Several test sets are interleaved, without
+            weights.
         directory: holds a folder per set; "": $ENTROPY_RL_DATA for sets that are there, else downloads.
         template: a name or a text with ``{problem}``, see ``templates``.
         exclude_overlap: whether training problems that overlap with a test problem (see ``overlap``) are left out.
         data_dir: where TFDS keeps what it prepared.
         grader: of the answers.
+        direct: whether a set's files may lie in ``directory`` itself.
     """
 
     def __init__(
         self, *, train: str, test: str, directory: str = "", template: str = "boxed", exclude_overlap: bool = False,
-        data_dir: str | None = None, grader: Grader | None = None,
+        data_dir: str | None = None, grader: Grader | None = None, direct: bool = False,
     ):  # fmt: skip
         super().__init__(grader)
         self.template = prompt_template(template)
         self._names = {"test": mixture(test)} | ({"train": mixture(train)} if train else {})
         if any(weight != 1 for _, weight in self._names["test"]):
-            raise ValueError(f"test={test!r}: test sets are read one after the other and have no weights")
+            raise ValueError(f"test={test!r}: test sets are taken whole and have no weights")
         self._builders = {
-            split: [MathSetFiles(n, s, directory=self._where(n, s, directory), data_dir=data_dir) for n, s in names]
-            for split, names in ((split, [(name, split) for name, _ in named]) for split, named in self._names.items())
+            split: [
+                MathSetFiles(
+                    name, split, directory=self._where(name, split, directory), data_dir=data_dir, direct=direct
+                )
+                for name, _ in named
+            ]
+            for split, named in self._names.items()
         }
         self._exclude_overlap = exclude_overlap
         self._problems: dict[str, Sequence[Problem]] = {}
@@ -79,17 +85,20 @@ class MathTask(GradedTask):
         return [(builder, prepared(builder, builder.split, self.template)) for builder in self._builders[split]]
 
     def problems(self, split: str) -> Sequence[Problem]:
-        """Problems of "train" (mixed by weight) or "test" (one set after the other)."""
+        """Problems of "train" (mixed by weight) or "test" (all of every set), several sets interleaved."""
         if split not in self._names:
             raise ValueError(f"there is no split {split!r}, only {', '.join(self._names)}")
         if split not in self._problems:
             sets: list[Sequence[Problem]] = [problems for _, problems in self.parts(split)]
+            ranges = [len(own) for own in sets]
             if split == "train" and self._exclude_overlap:
                 sets = [self._without_overlap(own) for own in sets]
             if len(sets) == 1:
                 self._problems[split] = sets[0]
             elif split == "train":
-                self._problems[split] = MixedProblems(sets, [weight for _, weight in self._names[split]])
+                self._problems[split] = MixedProblems(
+                    sets, [weight for _, weight in self._names[split]], id_ranges=ranges
+                )
             else:
                 sizes = [float(len(own)) for own in sets]
                 self._problems[split] = MixedProblems(sets, sizes)

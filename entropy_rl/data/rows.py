@@ -37,13 +37,8 @@ def _read_rows(path: str) -> Iterator[tuple[int, dict]]:
                         yield number, row
             except pyarrow.ArrowException as error:
                 raise ValueError(f"{path} is no Parquet file: {error}") from None
-    elif plain.endswith(".json") and _is_array(path):
-        with gzip.open(path) if plain != path else open(path, "rb") as file:
-            try:
-                rows = json.load(file)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path} is no JSON: {error.msg}, line {error.lineno}") from None
-        for number, row in enumerate(rows, start=1):
+    elif plain.endswith(".json") and (whole := _whole_json(path)) is not None:
+        for number, row in enumerate(whole, start=1):
             if not isinstance(row, dict):
                 raise ValueError(f"{path} row {number} is a {type(row).__name__}, not an object with fields")
             yield number, row
@@ -53,7 +48,7 @@ def _read_rows(path: str) -> Iterator[tuple[int, dict]]:
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line)
+                    row = json.loads(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
                 except json.JSONDecodeError as error:
                     raise ValueError(
                         f"{path} row {number} is no JSON: {error.msg}, character {error.pos + 1}"
@@ -67,9 +62,32 @@ def _read_rows(path: str) -> Iterator[tuple[int, dict]]:
         raise ValueError(f"{path} ends in none of .jsonl, .json and .parquet (or one of these with .gz)")
 
 
-def _is_array(path: str) -> bool:
-    with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
-        return file.read(1 << 12).lstrip()[:1] == b"["
+def _whole_json(path: str) -> list | None:
+    """The rows of a file that is one JSON array or object; None for one object a line, or what is no JSON at all."""
+    with (
+        gzip.open(path, "rt", encoding="utf-8-sig")
+        if path.endswith(".gz")
+        else open(path, encoding="utf-8-sig") as file
+    ):
+        try:
+            found = json.load(file)
+        except json.JSONDecodeError as error:
+            if error.msg == "Extra data":
+                return None
+            file.seek(0)
+            if file.read(1 << 12).lstrip()[:1] == "[":
+                raise ValueError(f"{path} is no JSON: {error.msg}, line {error.lineno}") from None
+            return None
+    return found if isinstance(found, list) else [found]
+
+
+def writable(text: str) -> bool:
+    """Whether a text can be stored: half a surrogate pair, which JSON may hold, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def text_field(path: str, number: int, row: dict, field: str) -> str:
@@ -84,4 +102,6 @@ def text_field(path: str, number: int, row: dict, field: str) -> str:
     text = str(value).strip()
     if not text:
         raise ValueError(f"{path} row {number} field {field!r} is empty")
+    if not writable(text):
+        raise ValueError(f"{path} row {number} field {field!r} holds half a surrogate pair, which is no text")
     return text
