@@ -34,7 +34,7 @@ $(VENV)/installed-test: setup.py
 	touch $@ $(VENV)/installed
 
 $(VENV)/installed-slow: $(VENV)/installed-test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,hf,parity]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,hf,parity,tpu]'
 	touch $@
 
 clean:
