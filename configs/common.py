@@ -27,7 +27,7 @@ def base_config() -> ConfigDict:
     config.reward = ""  # "module:function" of (problem, response) -> float; "" uses the task's own
 
     config.task = ConfigDict()
-    config.task.name = "chains"  # chains, countdown, gsm8k, files, or "module:factory"
+    config.task.name = "chains"  # chains, countdown, gsm8k, math, files, or "module:factory"
     config.task.options = ConfigDict()  # keyword arguments of the task
 
     config.tokenizer = ConfigDict()

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,9 +40,9 @@ def sample_benchmark(
 ) -> None:
     """Writes what is missing of ``path``: ``samples`` responses to each problem, decoded as ``config.eval`` says.
 
-    A line holds the problem's and the sample's number, the response, the answer that was read, whether it is correct,
-    its cluster among the problem's responses (equal answers, equal numbers; -1: no answer), its tokens and whether it
-    ended by itself.
+    A line holds the problem's and the sample's number, prompt and gold answer, the response, the answer that was read,
+    whether it is correct, its cluster among the problem's responses (equal answers, equal numbers; -1: no answer), its
+    tokens and whether it ended by itself.
     """
     options, sampling = parts.config.eval, parts.config.sampling
     sampler = make_sampler(
@@ -52,7 +53,9 @@ def sample_benchmark(
     shards = row_shards(parts.mesh)
     batch = min(options.batch, -(-len(problems) // shards) * shards)
     start = _whole_batches(path, len(problems), samples, batch)
-    progress = ProgressLine(len(problems), first=start, every=len(problems), title=name)
+    if 0 < start < len(problems) and is_main():
+        print(f"{name}: going on from problem {start} of {len(problems)}", file=sys.stderr)
+    progress = ProgressLine(len(problems), first=start, every=max(1, len(problems) // 10), title=name)
     key = jax.random.key(seed)
     for mine, rollout in sampled_ahead(parts, sampler, params, problems, batch, key, start):
         tokens, mask = local_rows(rollout.tokens), local_rows(rollout.response_mask)
@@ -74,6 +77,8 @@ def sample_benchmark(
                 {
                     "problem": problems[start + row // samples].id,
                     "sample": row % samples,
+                    "prompt": problems[start + row // samples].prompt,
+                    "gold": problems[start + row // samples].answer,
                     "response": texts[row],
                     "answer": task.grader.answer(texts[row]),
                     "correct": int(numbers[row, 0]),

@@ -65,7 +65,9 @@ class Parts:
         if len(kept) < len(problems) and is_main():
             dropped = len(problems) - len(kept)
             print(
-                f"{split}: {dropped} of {len(problems)} problems have longer prompts and are left out", file=sys.stderr
+                f"{split}: {dropped} of {len(problems)} problems have prompts of more than "
+                f"{self.config.sampling.max_prompt} tokens (config.sampling.max_prompt) and are left out",
+                file=sys.stderr,
             )
         return [problems[i] for i in kept]
 
@@ -134,6 +136,8 @@ def _files(
 
 
 def _grader(extract: Sequence[str], allow_unboxed: bool) -> Grader:
+    if isinstance(extract, str):
+        raise ValueError(f"config.task.options.extract={extract!r} is one text; write ({extract!r},)")
     return Grader(extract=tuple(extract), allow_unboxed=allow_unboxed)
 
 
@@ -151,7 +155,11 @@ def make_task(config: ConfigDict) -> Task:
     try:
         return factory(**config.task.options.to_dict())
     except TypeError as error:
-        raise ValueError(f"task {name!r} does not take these config.task.options: {error}") from None
+        what = str(error).partition("() ")[2] or str(error)
+        raise ValueError(
+            f"task {name!r} does not take these config.task.options: {what}; "
+            "a config file of your own may replace them (docs/extending.md)"
+        ) from None
 
 
 def make_tokenizer(config: ConfigDict, task: Task, workdir: str) -> Tokenizer:

@@ -100,6 +100,14 @@ def overlap_report(train: Sequence[str], test: Sequence[str], samples: int) -> s
     return "\n".join(lines)
 
 
+def _shares(task: Any, problems: Sequence[Problem]) -> str:
+    """How many of a pass come from each set of a mixture."""
+    bounds = np.cumsum([len(own) for _, own in task.parts("train")])
+    counts = np.bincount([int(np.searchsorted(bounds, p.id, side="right")) for p in problems], minlength=len(bounds))
+    names = [builder.set_name for builder, _ in task.parts("train")]
+    return ": " + ", ".join(f"{count} of {name}" for name, count in zip(names, counts, strict=True))
+
+
 def report(config, *, samples: int = 3) -> str:
     """The whole report of a config's task."""
     task: Any = make_task(config)
@@ -124,7 +132,9 @@ def report(config, *, samples: int = 3) -> str:
             if split == "train":
                 left = sum(len(own) for _, own in parts)
                 if len(parts) > 1 or len(problems) != left:
-                    sections.append(f"train, as it is drawn from: {len(problems)} problems a pass")
+                    sections.append(
+                        f"train, as it is drawn from: {len(problems)} problems a pass{_shares(task, problems)}"
+                    )
             texts[split] = [task.bare(problem) for _, own in parts for problem in own]
         else:
             if task.alphabet is not None:

@@ -25,9 +25,10 @@ from ml_collections import ConfigDict
 
 from configs.sizes import own_model
 from entropy_rl.checkpoint import Checkpointer
-from entropy_rl.data.math_sets import MATH_SETS, math_set
+from entropy_rl.data.math_sets import MATH_SETS
 from entropy_rl.data.math_task import MathTask
 from entropy_rl.data.tasks import Chains, Problem
+from entropy_rl.data.templates import prompt_template
 from entropy_rl.model import is_hf_directory
 from entropy_rl.parallel import multihost
 from entropy_rl.parallel.multihost import is_main
@@ -52,7 +53,7 @@ _ONLY_WITH_BENCHMARKS = (
     "model", "out", "data", "top_p", "top_k", "min_p", "batch", "max_response", "slots", "seed", "system", "chat",
     "template",
 )  # fmt: skip
-TEXT_TASKS = ("math", "gsm8k", "files")  # whose template a run's policy was trained with
+TEXT_TASKS = {"math": "boxed", "gsm8k": "{problem}\n", "files": "{problem}\n"}  # and their own templates
 
 
 def test_sets() -> list[str]:
@@ -147,7 +148,7 @@ def _config_and_model(workdir: str, model: str, changes: dict[str, Any]) -> Conf
     with config.unlocked():
         config.update_from_flattened_dict({name: value for name, value in changes.items() if value is not None})
     if not math.isfinite(config.eval.temperature):
-        raise ValueError(f"--temperature={config.eval.temperature} is no temperature")
+        raise ValueError(f"--temperature={config.eval.temperature:g} is no temperature")
     if config.eval.temperature == 0 and config.eval.samples > 1:
         raise ValueError("--temperature=0 draws the same response again and again: use --num_samples=1")
     return config
@@ -155,18 +156,28 @@ def _config_and_model(workdir: str, model: str, changes: dict[str, Any]) -> Conf
 
 def _template(config: ConfigDict, template: str | None) -> str:
     """Of prompts: the one asked for, else the run's own where its task reads text."""
-    return template or (config.task.options.get("template", "boxed") if config.task.name in TEXT_TASKS else "boxed")
+    return template or config.task.options.get("template", TEXT_TASKS.get(config.task.name, "boxed"))
+
+
+def _grading(config: ConfigDict) -> dict[str, Any]:
+    """The grader's options of the run, where its task reads text."""
+    own = config.task.options if config.task.name in TEXT_TASKS else {}
+    return {"extract": tuple(own.get("extract", EXTRACTORS)), "allow_unboxed": own.get("allow_unboxed", False)}
 
 
 def _math_tasks(names: Sequence[str], config: ConfigDict, *, data: str, template: str | None) -> dict[str, MathTask]:
     """A task per set, with the prompts and the grading the config's own task has where it reads text."""
     own = config.task.options if config.task.name in TEXT_TASKS else {}
-    options = {"extract": tuple(own.get("extract", EXTRACTORS)), "allow_unboxed": own.get("allow_unboxed", False)}
+    options = _grading(config)
     directory = data or (own.get("directory", "") if config.task.name in ("math", "gsm8k") else "")
     text = _template(config, template)
+    if "boxed" in prompt_template(text) and "boxed" not in options["extract"]:
+        marks = ", ".join(options["extract"])
+        raise ValueError(f"the prompt asks for \\boxed{{}}, but the run looks for {marks}; choose another --template")
     for name in names:
-        if "test" not in math_set(name).splits:
-            raise ValueError(f"{name!r} is a set to train on; sets with a test split are {', '.join(test_sets())}")
+        if name not in test_sets():
+            what = "is a set to train on" if name in MATH_SETS else "is no set"
+            raise ValueError(f"{name!r} {what}; benchmarks are {', '.join(test_sets())}")
     return {
         name: MathTask(
             train="",
@@ -223,9 +234,10 @@ def benchmark(
         if workdir:
             number = step_number(workdir, step)
         out = out or os.path.join(workdir, "benchmarks", step if step == "base" else str(number))
+        grading = _grading(config)
         settings = _settings(
             config, model=_description(config, workdir, model, step, number), template=_template(config, template),
-            problems=problems,
+            problems=problems, extract=list(grading["extract"]), allow_unboxed=grading["allow_unboxed"],
         )  # fmt: skip
         check_settings(settings, {name: fingerprint(own) for name, own in chosen.items()}, out)
         params = policy_at(parts, workdir, step)[0] if workdir else base_params(parts, out)

@@ -132,8 +132,8 @@ def test_killed_and_resumed_is_the_same(directory, tmp_path, compilation_cache):
 def test_what_cannot_be_evaluated_is_refused(directory, tmp_path, compilation_cache):
     usual = arguments(directory, tmp_path / "o")
     for change, words in [
-        (["--benchmarks=deepmath"], "'deepmath' is a set to train on; sets with a test split are gsm8k, math"),
-        (["--benchmarks=aime27"], "'aime27' is not one of the sets"),
+        (["--benchmarks=deepmath"], "'deepmath' is a set to train on; benchmarks are gsm8k, math"),
+        (["--benchmarks=aime27"], "'aime27' is no set; benchmarks are"),
         (["--benchmarks=aime25"], "no test*.jsonl, .json or .parquet of the set 'aime25'"),
         (["--model="], "either --workdir=RUN or --model=DIRECTORY"),
         (["--out="], "--model needs --out=DIRECTORY"),

@@ -142,7 +142,7 @@ def test_errors(tmp_path, monkeypatch):
         MathSetFiles("aime27", "test")
     with pytest.raises(ValueError, match="'aime24' has no split 'train', only test"):
         MathSetFiles("aime24", "train")
-    with pytest.raises(ValueError, match="'aime26' is not downloaded; give a directory"):
+    with pytest.raises(ValueError, match="'aime26' cannot be downloaded; name a directory"):
         MathSetFiles("aime26", "test")
     for wrong in ("math:0", "math:x", "math,math", "", "math:inf"):
         with pytest.raises(ValueError, match=r"no positive number|does not name different sets"):

@@ -209,6 +209,7 @@ MATH_SETS: dict[str, MathSet] = {
         read=_olympiad,
     ),
 }  # fmt: skip
+_PLACES = "$ENTROPY_RL_DATA, --data (experiments.evaluate) or config.task.options.directory"
 _LEFT_OUT, _ROWS_KEPT = "left_out.json", 100
 _ENDINGS = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz", ".parquet.gz")
 
@@ -312,7 +313,9 @@ class MathSetFiles(ProblemBuilder):
         if split not in own.splits:
             raise ValueError(f"the set {name!r} has no split {split!r}, only {', '.join(own.splits)}")
         if not directory and split not in own.urls:
-            raise ValueError(f"the set {name!r} is not downloaded; give a directory that holds it in a folder {name}")
+            raise ValueError(
+                f"the set {name!r} cannot be downloaded; name a directory with a folder {name!r}: {_PLACES}"
+            )
         self.set_name, self.split = name, split
         files = local_files(name, split, directory, direct=direct) if directory else list(own.urls[split])
         options = [name, split, files, directory == ""]
@@ -339,7 +342,7 @@ class MathSetFiles(ProblemBuilder):
 
     def _by_hand(self) -> str:
         name = self.set_name
-        return f"put the files of the set {name!r} into a folder {name} and name the directory that holds it"
+        return f"put the files of the set {name!r} into a folder {name!r} of a directory, and name that: {_PLACES}"
 
     def examples(self, split, files):
         """Rows in order; those left out are kept for ``left_out``."""

@@ -105,7 +105,18 @@ class Grader:
         return self.grade_many([gold], [response])[0]
 
     def grade_many(self, golds: Iterable[str], responses: Iterable[str]) -> list[float]:
-        """``grade`` of each pair; what needs algebra is spread over the workers."""
+        """``grade`` of each pair; what needs algebra is spread over the workers.
+
+        Raises:
+            ValueError: for unequal numbers of golds and responses.
+            TypeError: for anything but texts.
+        """
+        golds, responses = list(golds), list(responses)
+        if len(golds) != len(responses):
+            raise ValueError(f"there are {len(golds)} gold answers for {len(responses)} responses")
+        for text in (*golds, *responses):
+            if not isinstance(text, str):
+                raise TypeError(f"gold answers and responses are texts, not {type(text).__name__}: {text!r}")
         candidates = [
             (gold_answer(gold), self._candidates(response)) for gold, response in zip(golds, responses, strict=True)
         ]
