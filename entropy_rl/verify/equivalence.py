@@ -40,8 +40,6 @@ _ROW, _CELL = re.compile(r"\\\\(?:\[[^\[\]]*\])?"), re.compile("&")
 _MATRIX = re.compile(
     r"(?:\\?\[|\()?\s*\\begin\s*\{([pbB]?matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\s*\{\1\}\s*(?:\\?\]|\))?", re.S
 )
-
-
 _CLOSED_INFINITY = re.compile(r"\[ ?-\\infty|\\infty ?\]")
 _THOUSANDS_LIST = re.compile(r"-?[0-9]+(?:,[0-9]+)+")
 _TIME = re.compile(r"([0-9]{1,2}):([0-9]{2})\s*(?:\\text\s*\{)?\s*(?:([apAP])\.?\s?[mM]\.?)?\s*\}?")
@@ -114,7 +112,7 @@ class Comparison:
         if any(unions):
             return self._unions(gold, answer, unions[0] or [gold], unions[1] or [answer])
         if first.kind == "one" and second.kind == "one":
-            return self._one(gold, first.items[0], second.items[0])
+            return self._one(first.items[0], second.items[0])
         decimal = self._comma_decimals(gold, answer)
         if decimal is not None:
             return decimal
@@ -243,7 +241,7 @@ class Comparison:
 
     # --- One value.
 
-    def _one(self, original: str, gold: str, answer: str) -> bool:
+    def _one(self, gold: str, answer: str) -> bool:
         (_, first), (_, second) = chain(gold), chain(answer)
         if first or second:
             return self._one_with_relation(gold, answer, bool(first), bool(second))
@@ -261,11 +259,8 @@ class Comparison:
         if gold_relation and answer_relation:
             if value is not None and given is not None:
                 names = [name_key(chain(text)[0][0]) for text in (gold, answer)]
-                if (
-                    names[0] == names[1]
-                    or not all(map(is_name, names))
-                    or ("y" in names and {"f", "g", "h"} & {*names})
-                ):
+                graph = "y" in names and bool({"f", "g", "h"} & {*names})  # y = x^2 and f(x) = x^2
+                if names[0] == names[1] or not all(map(is_name, names)) or graph:
                     return self._same(value, given)
             members = chain(answer)[0]
             if value is not None and given is None and all(exact_number(m) is not None for m in members):

@@ -152,27 +152,8 @@ _DEGREES = re.compile(
     r"\s*(?:\^\\circ|\\text\s*\{\s*degrees?\s*\}|(?<![A-Za-z\\])degrees?)\s*(?:\\text\s*\{\s*)?(?:C|F)?\s*\}?\s*$",
     re.I,
 )
-_ABBREVIATED = (
-    "mm",
-    "cm",
-    "dm",
-    "km",
-    "in",
-    "ft",
-    "yd",
-    "mi",
-    "mg",
-    "kg",
-    "lb",
-    "oz",
-    "hr",
-    "ml",
-    "mph",
-    "kph",
-    "pm",
-    "am",
-)
-_WORD = rf"(?>[A-Za-z]{{3,}}|{'|'.join(_ABBREVIATED)})(?![A-Za-z])"
+_ABBREVIATED = "mm cm dm km in ft yd mi mg kg lb oz hr ml mph kph pm am"
+_WORD = rf"(?>[A-Za-z]{{3,}}|{_ABBREVIATED.replace(' ', '|')})(?![A-Za-z])"
 _POWER = r"(?:\^\s*\{?\s*([23])\s*\}?)?"
 # The words behind a number: "12 red apples", "5 cm^2", "30 miles per hour".
 _WORDS = re.compile(rf"(?<=[0-9}}])\s*(?<![A-Za-z\\])({_WORD}(?>(?:[ /.-]+(?:of|per|a|an|{_WORD}))*)\.?){_POWER}\s*$")

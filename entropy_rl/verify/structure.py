@@ -22,7 +22,7 @@ _AND = re.compile(
 )
 # A quantity's name: x, x_1, f(x), S_{ABC}, |AB|, A:B, \angle ABC, \frac{NO}{BO}, (p,q).
 _NAME = re.compile(
-    r"(?:\\(?:angle|triangle|overline|text|mathbf|vec|frac|alpha|beta|gamma|theta|lambda|mu|phi|omega|Delta|zzz"
+    r"(?:\\(?:angle|triangle|overline|text|mathbf|vec|frac|alpha|beta|gamma|theta|lambda|mu|phi|omega|Delta"
     r"|operatorname)(?![a-zA-Z])|[A-Za-z]++|_\{(?:[A-Za-z0-9 ]|\\triangle|\\text)*+\}|_[A-Za-z0-9]++|'"
     r"|\([A-Za-z0-9, ]*\)|[|:,(){} /])++"
 )
