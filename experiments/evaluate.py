@@ -236,7 +236,7 @@ def benchmark(
         out = out or os.path.join(workdir, "benchmarks", step if step == "base" else str(number))
         grading = _grading(config)
         settings = _settings(
-            config, model=_description(config, workdir, model, step, number), template=_template(config, template),
+            config, model=_description(workdir, model, step, number), template=_template(config, template),
             problems=problems, extract=list(grading["extract"]), allow_unboxed=grading["allow_unboxed"],
         )  # fmt: skip
         check_settings(settings, {name: fingerprint(own) for name, own in chosen.items()}, out)
@@ -259,7 +259,7 @@ def benchmark(
     return results
 
 
-def _description(config: ConfigDict, workdir: str, model: str, step: str, number: int) -> str:
+def _description(workdir: str, model: str, step: str, number: int) -> str:
     """Which policy: its place, step and a fingerprint that changes when it is written anew."""
     if model:
         path = os.path.abspath(model)
