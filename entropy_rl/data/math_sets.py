@@ -344,7 +344,7 @@ class MathSetFiles(ProblemBuilder):
         name = self.set_name
         return f"put the files of the set {name!r} into a folder {name!r} of a directory, and name that: {_PLACES}"
 
-    def examples(self, split, files):
+    def examples(self, split: str, files: Sequence[str]) -> Iterator[dict[str, str]]:
         """Rows in order; those left out are kept for ``left_out``."""
         del split
         left_out: dict[str, list] = {}
