@@ -20,6 +20,7 @@ from entropy_rl.data.datasets import GradedTask
 from entropy_rl.data.tasks import Problem, answer_clusters, rewards_of
 from entropy_rl.evaluate import accuracy_estimates, estimate, majority_at_k
 from entropy_rl.metrics import ProgressLine
+from entropy_rl.model.tokenizer import Tokenizer
 from entropy_rl.parallel.mesh import row_shards
 from entropy_rl.parallel.multihost import gather_rows, is_main, local_rows
 from entropy_rl.rollout.engine import make_sampler
@@ -52,58 +53,67 @@ def sample_benchmark(
     )  # fmt: skip
     shards = row_shards(parts.mesh)
     batch = min(options.batch, -(-len(problems) // shards) * shards)
-    start = _whole_batches(path, len(problems), samples, batch)
+    start = _whole_batches(path, [problem.id for problem in problems], samples, batch)
     if 0 < start < len(problems) and is_main():
         print(f"{name}: going on from problem {start} of {len(problems)}", file=sys.stderr)
     progress = ProgressLine(len(problems), first=start, every=max(1, len(problems) // 10), title=name)
     key = jax.random.key(seed)
-    for mine, rollout in sampled_ahead(parts, sampler, params, problems, batch, key, start):
-        tokens, mask = local_rows(rollout.tokens), local_rows(rollout.response_mask)
-        texts = decode_responses(tokens, mask, parts.tokenizer)
-        rewards = rewards_of(task, [problem for problem in mine for _ in range(samples)], texts)
-        answers = [task.grader.answer(text) for text in texts]
-        clusters = [
-            number
-            for index, problem in enumerate(mine)
-            for number in answer_clusters(task, problem, texts[index * samples : (index + 1) * samples])
-        ]
-        clusters = [-1 if answer is None else number for answer, number in zip(answers, clusters, strict=True)]
-        numbers = np.stack([np.array(rewards) >= 1.0, clusters, local_rows(rollout.stopped)], axis=1).astype(np.int32)
-        tokens, mask, numbers = gather_rows(tokens), gather_rows(mask), gather_rows(numbers)
+    for _, rollout in sampled_ahead(parts, sampler, params, problems, batch, key, start):
+        gathered = [gather_rows(local_rows(x)) for x in (rollout.tokens, rollout.response_mask, rollout.stopped)]
+        chunk = problems[start : start + batch]
+        start += len(chunk)
+        correct = 0.0
         if is_main():
-            count = min(batch, len(problems) - start)
-            texts = decode_responses(tokens, mask, parts.tokenizer)
-            lines = [
-                {
-                    "problem": problems[start + row // samples].id,
-                    "sample": row % samples,
-                    "prompt": problems[start + row // samples].prompt,
-                    "gold": problems[start + row // samples].answer,
-                    "response": texts[row],
-                    "answer": task.grader.answer(texts[row]),
-                    "correct": int(numbers[row, 0]),
-                    "cluster": int(numbers[row, 1]),
-                    "tokens": int(mask[row].sum()),
-                    "stopped": int(numbers[row, 2]),
-                }
-                for row in range(count * samples)
-            ]
+            lines = _lines(
+                task, parts.tokenizer, chunk, *(x[: len(chunk) * samples] for x in gathered), samples=samples
+            )
             with open(path, "a") as file:
                 file.write("".join(json.dumps(line) + "\n" for line in lines))
-        start += batch
-        progress.update(min(start, len(problems)), {"correct": f"{np.mean(numbers[:, 0]):.3f}"})
+            correct = sum(line["correct"] for line in lines) / len(lines)
+        progress.update(start, {"correct": f"{correct:.3f}"})
     progress.close()
     gather_rows(np.zeros(1))  # nobody reads the file before it is whole
 
 
-def _whole_batches(path: str, problems: int, samples: int, batch: int) -> int:
-    """Problems whose responses ``path`` holds, in whole batches; what is behind them is cut off."""
+def _lines(
+    task: GradedTask, tokenizer: Tokenizer, problems: Sequence[Problem], tokens: np.ndarray, mask: np.ndarray,
+    stopped: np.ndarray, *, samples: int,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """What is kept of each response to ``problems``, prompt-major."""
+    texts = decode_responses(tokens, mask, tokenizer)
+    rows = [problem for problem in problems for _ in range(samples)]
+    groups = [texts[i : i + samples] for i in range(0, len(texts), samples)]
+    clusters = [n for p, group in zip(problems, groups, strict=True) for n in answer_clusters(task, p, group)]
+    answers = [task.grader.answer(text) for text in texts]
+    rewards = rewards_of(task, rows, texts)
+    return [
+        {
+            "problem": problem.id,
+            "sample": row % samples,
+            "prompt": problem.prompt,
+            "gold": problem.answer,
+            "response": texts[row],
+            "answer": answers[row],
+            "correct": int(rewards[row] >= 1.0),
+            "cluster": -1 if answers[row] is None else clusters[row],
+            "tokens": int(mask[row].sum()),
+            "stopped": int(stopped[row]),
+        }
+        for row, problem in enumerate(rows)
+    ]
+
+
+def _whole_batches(path: str, ids: Sequence[int], samples: int, batch: int) -> int:
+    """Problems whose responses ``path`` holds, in whole batches; what is behind them, or not theirs, is cut off."""
     if is_main() and os.path.exists(path):
         with open(path) as file:
             lines = file.read().splitlines(keepends=True)
-        lines = lines[:-1] if lines and not lines[-1].endswith("\n") else lines
-        done = _in_order(lines, samples) // samples
-        done = done if done == problems else done // batch * batch
+        wanted = [(problem, sample) for problem in ids for sample in range(samples)]
+        good = 0
+        while good < min(len(lines), len(wanted)) and _place(lines[good]) == wanted[good]:
+            good += 1
+        done = good // samples
+        done = done if done == len(ids) else done // batch * batch
         with open(path + ".tmp", "w") as file:
             file.writelines(lines[: done * samples])
         os.replace(path + ".tmp", path)
@@ -114,20 +124,13 @@ def _whole_batches(path: str, problems: int, samples: int, batch: int) -> int:
         return sum(1 for _ in file) // samples
 
 
-def _in_order(lines: list[str], samples: int) -> int:
-    """How many lines from the first on are what they should be at their place."""
-    ids: dict[int, None] = {}
-    for number, line in enumerate(lines):
-        try:
-            record = json.loads(line)
-            problem, sample = record["problem"], record["sample"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            return number
-        is_new = problem not in ids
-        if sample != number % samples or is_new != (sample == 0) or (not is_new and problem != next(reversed(ids))):
-            return number
-        ids[problem] = None
-    return len(lines)
+def _place(line: str) -> tuple[int, int] | None:
+    """(problem, sample) of a whole line, None for a broken one."""
+    try:
+        record = json.loads(line) if line.endswith("\n") else {}
+        return record["problem"], record["sample"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return None
 
 
 def score(path: str, samples: int) -> dict[str, Any]:

@@ -24,9 +24,8 @@ def _correct(parts: Parts, sampler, params, problems: Sequence[Problem], batch: 
         texts = decode_responses(local_rows(rollout.tokens), local_rows(rollout.response_mask), parts.tokenizer)
         rewards = rewards_of(parts.task, [problem for problem in mine for _ in range(samples)], texts)
         correct.append((np.array(rewards) >= 1.0).astype(np.float64).reshape(-1, samples))
-    return np.concatenate([gather_rows(own) for own in correct])[
-        : len(problems)
-    ]  # a batch's processes follow each other
+    # Gathered, the shares of a batch's processes follow each other.
+    return np.concatenate([gather_rows(own) for own in correct])[: len(problems)]
 
 
 def sampled_ahead(
@@ -44,14 +43,13 @@ def sampled_ahead(
         prompts = encode_prompts(mine, parts.tokenizer, parts.config.sampling.max_prompt)
         return mine, sampler(params, to_global(prompts, row_sharding(parts.mesh)), key)
 
-    firsts = list(range(start, len(problems), batch))
-    ahead = dispatched(firsts[0]) if firsts else None
-    for following in [*firsts[1:], None]:
-        current = ahead
-        if current is None:
-            return
-        ahead = None if following is None else dispatched(following)
-        yield current
+    ahead = None
+    for first in range(start, len(problems), batch):
+        current, ahead = ahead, dispatched(first)
+        if current is not None:
+            yield current
+    if ahead is not None:
+        yield ahead
 
 
 def make_evaluator(

@@ -19,7 +19,7 @@ import numpy as np
 
 from entropy_rl.data.batching import decode_responses, encode_prompts
 from entropy_rl.data.streams import ChosenProblems, ProblemStream, StagedStream
-from entropy_rl.data.tasks import answer_clusters, rewards_of
+from entropy_rl.data.tasks import answer_clusters, check_clusters, rewards_of
 from entropy_rl.masked import masked_mean
 from entropy_rl.methods.sent import curriculum_stages, semantic_entropy
 from entropy_rl.metrics import ProgressLine
@@ -133,8 +133,8 @@ def check_ranking(parts: Parts, recipe: Recipe) -> None:
     ranked = len(_lines(options.path)) if options.path else min(options.problems, len(parts.problems("train")))
     if recipe.curriculum_stages > ranked:
         raise ValueError(f"{ranked} ranked problems cannot be split into config.sent.stages={recipe.curriculum_stages}")
-    if _is_ranked(parts, recipe) and not options.path and not hasattr(parts.task, "same_answer"):
-        raise ValueError("this task has no same_answer(problem, first, second), so its responses cannot be clustered")
+    if _is_ranked(parts, recipe) and not options.path:
+        check_clusters(parts.task)
 
 
 def make_stream(parts: Parts, recipe: Recipe, params: Any, workdir: str) -> ProblemStream | StagedStream:
@@ -163,10 +163,7 @@ def main(config, workdir: str, *, allow_config_change: bool = False) -> None:
     with one_sentence():
         parts = build(config, workdir)
         check_base(parts)
-        if not hasattr(parts.task, "same_answer"):
-            raise ValueError(
-                "this task has no same_answer(problem, first, second), so its responses cannot be clustered"
-            )
+        check_clusters(parts.task)
         remember_config(config, workdir, allow_change=allow_config_change)
     path = rank(parts, base_params(parts, workdir), workdir)
     values = np.array([record["semantic_entropy"] for record in _lines(path)])

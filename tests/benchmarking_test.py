@@ -59,11 +59,11 @@ def test_scores_and_whole_batches(tmp_path):
     assert found["pass@4"]["mean"] == 1.0
     assert found["maj@4"]["mean"] == 0.25  # two tied answers, one of two samples of one of them is right
     assert (found["tokens"], found["truncated"]) == (3.0, 0.0)
-    assert _whole_batches(str(path), 3, 4, 2) == 3
+    assert _whole_batches(str(path), [0, 1, 2], 4, 2) == 3
     path.write_text("".join(texts[:-1]) + texts[-1][:9])  # killed while writing the last line
-    assert _whole_batches(str(path), 3, 4, 2) == 2
+    assert _whole_batches(str(path), [0, 1, 2], 4, 2) == 2
     path.write_text("".join(texts[:5] + texts[6:]))  # a line is missing in the middle
-    assert _whole_batches(str(path), 3, 4, 1) == 1
+    assert _whole_batches(str(path), [0, 1, 2], 4, 1) == 1
     path.write_text("".join(texts[:8]))
     assert path.read_text() == "".join(texts[:8])
     settings = {"model": "m", "num_samples": 4, "temperature": 1.0, "top_p": 1.0, "top_k": None, "min_p": 0.0,

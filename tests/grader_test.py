@@ -310,7 +310,7 @@ def _hostile(number, seed, tmp_path, monkeypatch):
 
 
 def test_hostile_text(tmp_path, monkeypatch):
-    _hostile(160, 0, tmp_path, monkeypatch)
+    assert _hostile(160, 0, tmp_path, monkeypatch) < 20
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 No TensorFlow is needed. A builder writes ArrayRecord files once; ``as_data_source`` reads them by random access.
 """
 
+import abc
 import contextlib
 import hashlib
 import io
@@ -62,9 +63,9 @@ class ProblemBuilder(tfds.core.GeneratorBasedBuilder):
         if number < 0:
             raise ValueError(f"{', '.join(files)} holds no problems")
 
+    @abc.abstractmethod
     def examples(self, split: str, files: Sequence[str]) -> Iterable[dict[str, str]]:
         """The "problem", "answer" and "solution" of each row of a split."""
-        raise NotImplementedError
 
 
 class ProblemFiles(ProblemBuilder):
@@ -178,7 +179,7 @@ class MixedProblems(Sequence[Problem]):
         return Problem(self._offsets[which] + problem.id, problem.prompt, problem.answer, problem.solution)
 
 
-class GradedTask:
+class GradedTask(abc.ABC):
     """A task whose answers are graded by a ``Grader``; subclasses say where the problems come from."""
 
     alphabet = None
@@ -186,9 +187,9 @@ class GradedTask:
     def __init__(self, grader: Grader | None = None):
         self.grader = grader or Grader()
 
+    @abc.abstractmethod
     def problems(self, split: str) -> Sequence[Problem]:
         """Problems of "train" or "test"."""
-        raise NotImplementedError
 
     def reward(self, problem: Problem, response: str) -> float:
         """The grader's verdict."""
@@ -205,11 +206,6 @@ class GradedTask:
         at = response.rfind(answer) if answer else -1
         return None if at < 0 else (at, at + len(answer or ""))
 
-    def same_answer(self, problem: Problem, first: str, second: str) -> bool:
-        """Whether the grader takes one response's answer for the other's."""
-        del problem
-        return self.grader.clusters([first, second]) == [0, 0]
-
     def clusters(self, problem: Problem, responses: Sequence[str]) -> list[int]:
         """A number per response, equal for those with the same final answer."""
         del problem
@@ -225,22 +221,18 @@ class GradedTask:
         return problem.solution
 
 
-def _prepare(builder: ProblemBuilder) -> None:
-    """Prepares the records where they are not yet; TFDS says "downloading" of local files too, so it says nothing."""
+def prepared(builder: ProblemBuilder, template: str) -> dict[str, FileProblems]:
+    """Problems of each of a builder's splits, in file order, prepared where they are not yet.
+
+    TFDS says "downloading" of local files too, so it says nothing.
+    """
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):
         try:
             builder.download_and_prepare()
         except FileExistsError:  # another process was faster; what it wrote is the same
             builder.info.read_from_directory(builder.data_dir)
-
-
-def prepared(builder: ProblemBuilder, split: str, template: str) -> FileProblems:
-    """Problems of a builder's split, in file order, prepared where they are not yet."""
-    _prepare(builder)
-    if split not in builder.info.splits:
-        raise ValueError(f"there is no split {split!r}, only {', '.join(builder.info.splits)}")
-    return FileProblems(builder.as_data_source(split=split), template)
+    return {split: FileProblems(builder.as_data_source(split=split), template) for split in builder.info.splits}
 
 
 class FileTask(GradedTask):
@@ -248,13 +240,10 @@ class FileTask(GradedTask):
 
     def __init__(self, builder: ProblemBuilder, *, template: str = "{problem}\n", grader: Grader | None = None):
         super().__init__(grader)
-        self._template = prompt_template(template)
-        _prepare(builder)
-        self._builder = builder
-        self._sources: dict[str, FileProblems] = {}
+        self._problems = prepared(builder, prompt_template(template))
 
     def problems(self, split: str) -> FileProblems:
         """Problems of a split, in file order."""
-        if split not in self._sources:
-            self._sources[split] = prepared(self._builder, split, self._template)
-        return self._sources[split]
+        if split not in self._problems:
+            raise ValueError(f"there is no split {split!r}, only {', '.join(self._problems)}")
+        return self._problems[split]

@@ -82,7 +82,7 @@ class MathTask(GradedTask):
 
     def parts(self, split: str) -> list[tuple[MathSetFiles, Sequence[Problem]]]:
         """The sets of a split, each with all its problems, before they are mixed or compared."""
-        return [(builder, prepared(builder, builder.split, self.template)) for builder in self._builders[split]]
+        return [(builder, prepared(builder, self.template)[split]) for builder in self._builders[split]]
 
     def problems(self, split: str) -> Sequence[Problem]:
         """Problems of "train" (mixed by weight) or "test" (all of every set), several sets interleaved."""
@@ -92,7 +92,8 @@ class MathTask(GradedTask):
             sets: list[Sequence[Problem]] = [problems for _, problems in self.parts(split)]
             ranges = [len(own) for own in sets]
             if split == "train" and self._exclude_overlap:
-                sets = [self._without_overlap(own) for own in sets]
+                overlap = Overlap(self.bare(problem) for problem in self.problems("test"))
+                sets = [self._without(overlap, own) for own in sets]
             if len(sets) == 1:
                 self._problems[split] = sets[0]
             elif split == "train":
@@ -104,8 +105,7 @@ class MathTask(GradedTask):
                 self._problems[split] = MixedProblems(sets, sizes)
         return self._problems[split]
 
-    def _without_overlap(self, problems: Sequence[Problem]) -> Sequence[Problem]:
-        overlap = Overlap(self.bare(problem) for problem in self.problems("test"))
+    def _without(self, overlap: Overlap, problems: Sequence[Problem]) -> Sequence[Problem]:
         rows = [i for i, problem in enumerate(problems) if not overlap.matches(self.bare(problem))]
         if not rows:
             raise ValueError("every training problem overlaps with a test problem; set exclude_overlap to False")

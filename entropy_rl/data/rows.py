@@ -64,11 +64,8 @@ def _read_rows(path: str) -> Iterator[tuple[int, dict]]:
 
 def _whole_json(path: str) -> list | None:
     """The rows of a file that is one JSON array or object; None for one object a line, or what is no JSON at all."""
-    with (
-        gzip.open(path, "rt", encoding="utf-8-sig")
-        if path.endswith(".gz")
-        else open(path, encoding="utf-8-sig") as file
-    ):
+    opener = gzip.open if path.endswith(".gz") else open
+    with opener(path, "rt", encoding="utf-8-sig") as file:
         try:
             found = json.load(file)
         except json.JSONDecodeError as error:

@@ -68,6 +68,12 @@ def rewards_of(task: Task, problems: Sequence[Problem], responses: Sequence[str]
     return [task.reward(problem, response) for problem, response in zip(problems, responses, strict=True)]
 
 
+def check_clusters(task: Any) -> None:
+    """Raises ValueError for a task that cannot tell which responses mean the same."""
+    if not (hasattr(task, "clusters") or hasattr(task, "same_answer")):
+        raise ValueError("this task has no same_answer(problem, first, second), so its responses cannot be clustered")
+
+
 def answer_clusters(task: Any, problem: Problem, responses: Sequence[str]) -> list[int]:
     """A number per response, equal for those with the same answer; a response without one is alone.
 
@@ -76,8 +82,7 @@ def answer_clusters(task: Any, problem: Problem, responses: Sequence[str]) -> li
     """
     if hasattr(task, "clusters"):
         return list(task.clusters(problem, responses))
-    if not hasattr(task, "same_answer"):
-        raise ValueError("this task has no same_answer(problem, first, second), so its responses cannot be clustered")
+    check_clusters(task)
     ids: list[int] = []
     for number, text in enumerate(responses):
         same = (i for i in dict.fromkeys(ids) if task.same_answer(problem, responses[i], text))

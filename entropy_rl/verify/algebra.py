@@ -193,16 +193,6 @@ def read(text: str) -> sympy.Basic:
     return expression
 
 
-def _settled(expression: sympy.Basic, point: dict[sympy.Basic, mpmath.mpf]):
-    """``value``, and 0 where a tiny one is only what rounding leaves of 0."""
-    number = value(expression, point)
-    if number and abs(number) < mpmath.mpf(10) ** -40:
-        with mpmath.workdps(3 * _DIGITS):
-            if abs(value(expression, point)) < abs(number) * mpmath.mpf(10) ** -20:
-                return mpmath.mpf(0)
-    return number
-
-
 def _symbols(*expressions: sympy.Basic) -> list[sympy.Basic]:
     found = {symbol for expression in expressions for symbol in expression.free_symbols}
     return sorted(found, key=str)
@@ -259,11 +249,6 @@ def _close(first, second, tolerance) -> bool:
     return abs(first - second) <= tolerance * max(abs(first), abs(second))
 
 
-def _zero_if_cancelled(number, digits: int):
-    """0 for what is left of 0 by rounding."""
-    return mpmath.mpf(0) if abs(number) < mpmath.mpf(10) ** -(digits - 10) else number
-
-
 class Symbolic(Algebra):
     """Decides what ``equivalence`` cannot; see the file's head."""
 
@@ -276,7 +261,7 @@ class Symbolic(Algebra):
         if any(_GCD.search(text) and _LETTER.search(_COMMAND.sub("", text)) for text in (first, second)):
             return False  # the parser takes symbols for numbers there
         literals = sum(map(len, re.findall("[0-9]+", first + second)))
-        digits = _DIGITS
+        digits, tolerance = _DIGITS, _CLOSE
         for _ in range(2):  # then again, with room for all that may have cancelled
             try:
                 pairs, size = _values(left, right, digits)
@@ -284,15 +269,12 @@ class Symbolic(Algebra):
                 return left == right
             if not pairs:
                 return self._verified(first, second)
-            room = int(size) + literals
             with mpmath.workdps(digits):
-                tolerance = _CLOSE if digits == _DIGITS else mpmath.mpf(10) ** -(digits - room - 30)
-                settled = [[_zero_if_cancelled(v, digits) if digits > _DIGITS else v for v in pair] for pair in pairs]
-                tiny = mpmath.mpf(10) ** -(_DIGITS - 15)
-                for a, b in settled:
-                    if not _close(a, b, tolerance) and (digits > _DIGITS or max(abs(a), abs(b)) > tiny):
-                        return False
-            digits = 2 * room + 2 * _DIGITS
+                rounding = mpmath.mpf(10) ** -(digits - 15)  # what may be left of 0
+                if not all(_close(a, b, tolerance) or abs(a - b) <= rounding for a, b in pairs):
+                    return False
+                room = int(size) + literals
+                digits, tolerance = 2 * room + 2 * _DIGITS, mpmath.mpf(10) ** -(room + 2 * _DIGITS - 30)
         return len(pairs) > 1 or not set(map(str, _symbols(left, right))) - {"i"}
 
     def same_up_to_factor(self, first: str, second: str, *, positive: bool) -> bool:

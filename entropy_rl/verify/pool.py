@@ -122,11 +122,6 @@ class WorkerPool:
         for worker in getattr(self, "_workers", []):
             worker.close()
 
-    def start(self) -> None:
-        """Starts the workers without waiting for them, so that the first call need not."""
-        with self._lock:
-            self._fill(self._size)
-
     def _fill(self, wanted: int) -> None:
         while len(self._workers) < wanted:
             try:
@@ -177,8 +172,8 @@ class WorkerPool:
                 self.counts["unfinished"] += len(waiting)
                 done += len(waiting)
                 waiting.clear()
-            for worker in self._step():
-                outcome, task = self._outcome(worker), worker.task
+            for worker, answered in self._step():
+                outcome, task = self._outcome(worker, answered), worker.task
                 if task is None or outcome == "open":
                     continue
                 worker.task = None
@@ -192,25 +187,23 @@ class WorkerPool:
                 verdicts[task], done = outcome, done + 1
         return verdicts
 
-    def _step(self) -> list[_Worker]:
-        """Waits for replies or a deadline; the workers with something to say, or overdue."""
+    def _step(self) -> list[tuple[_Worker, bool]]:
+        """Waits for replies or a deadline: (worker, whether it replied) of those that did or are overdue."""
         busy = [worker for worker in self._workers if worker.task is not None or not worker.ready]
         with selectors.DefaultSelector() as selector:
             for worker in busy:
                 selector.register(worker.process.stdout, selectors.EVENT_READ, worker)  # type: ignore[arg-type]
             wait = max(0.0, min((worker.deadline for worker in busy), default=0.0) - time.monotonic())
             talking = [key.data for key, _ in selector.select(min(wait, 1.0))]
-        return talking + [worker for worker in busy if worker not in talking and time.monotonic() > worker.deadline]
+        overdue = [worker for worker in busy if worker not in talking and time.monotonic() > worker.deadline]
+        return [(worker, True) for worker in talking] + [(worker, False) for worker in overdue]
 
-    def _outcome(self, worker: _Worker) -> Literal["open"] | bool | None:
+    def _outcome(self, worker: _Worker, answered: bool) -> Literal["open"] | bool | None:
         """What became of a worker's pair: a verdict, None where the worker died, or "open"."""
-        answered = self._answered(worker)
-        if time.monotonic() > worker.deadline and not answered and worker.task is not None:
-            if not worker.terminated:
-                worker.process.terminate()
-                worker.terminated, worker.deadline = True, time.monotonic() + _GRACE_SECONDS
-                return "open"
-            return self._lost(worker)
+        if not answered and worker.task is not None and not worker.terminated:
+            worker.process.terminate()
+            worker.terminated, worker.deadline = True, time.monotonic() + _GRACE_SECONDS
+            return "open"
         reply = worker.receive() if answered else None
         if reply is None:
             return self._lost(worker)
@@ -229,12 +222,6 @@ class WorkerPool:
             self.counts["algebra"] += 1
             return bool(reply["equal"])
         return "open"
-
-    @staticmethod
-    def _answered(worker: _Worker) -> bool:
-        with selectors.DefaultSelector() as selector:
-            selector.register(worker.process.stdout, selectors.EVENT_READ)  # type: ignore[arg-type]
-            return bool(selector.select(0))
 
     def _lost(self, worker: _Worker) -> bool | None:
         """Removes a worker that died or had to; False where its pair is to blame."""

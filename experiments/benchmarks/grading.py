@@ -74,12 +74,11 @@ def main(argv) -> None:
         few = slice(None, f.peer_rows)
         seconds: list[tuple[float, float]] = []
         for _ in range(f.repeats):
-            seconds.append((ours(golds, responses, marks) / len(golds), 0.0))
-            peer = theirs(golds[few], responses[few]) / len(golds[few])
-            seconds[-1] = (seconds[-1][0], peer)
-        mine, other = (1 / statistics.median(column) for column in zip(*seconds, strict=True))
+            mine = ours(golds, responses, marks) / len(golds)
+            seconds.append((mine, theirs(golds[few], responses[few]) / len(golds[few])))
+        ours_rate, their_rate = (1 / statistics.median(column) for column in zip(*seconds, strict=True))
         ratio = statistics.median(b / a for a, b in seconds)
-        print(f"{name:<22}{len(golds):>7}{mine:>10,.0f}{other:>13,.0f}{ratio:>14.1f}x")
+        print(f"{name:<22}{len(golds):>7}{ours_rate:>10,.0f}{their_rate:>13,.0f}{ratio:>14.1f}x")
 
 
 if __name__ == "__main__":
