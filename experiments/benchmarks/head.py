@@ -15,6 +15,7 @@ import sys
 import time
 
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # the compiler is wanted, not a machine's TPU
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # and it may serve several processes
 
 import jax
 import jax.numpy as jnp
