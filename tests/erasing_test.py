@@ -12,7 +12,7 @@ from entropy_rl.methods.e3rl import Erasing, RunningUncertainty, segment_ids, se
 from entropy_rl.parallel.mesh import make_mesh
 from entropy_rl.rollout import make_sampler, sample, sampling
 from entropy_rl.rollout.erasing import erased_attempts
-from tests.helpers import prompt_batch, tiny_model
+from tests.helpers import prompt_batch, spoil, tiny_model
 
 P, G, RESPONSE, SEGMENT = 4, 4, 24, 5
 STOP = tuple(range(0, 300, 30))  # ten of 300 tokens end a response: rows of very different lengths
@@ -204,9 +204,7 @@ def test_what_was_rewound_is_never_read(setting, erased, monkeypatch):
 
     def poisoned(cache, length):
         cache = rewind(cache, length)
-        live = (jnp.arange(cache.keys.shape[3])[None] < cache.length[:, None])[None, :, None, :, None]
-        spoil = lambda x: jnp.where(live, x, jnp.nan)
-        return cache.replace(keys=spoil(cache.keys), values=spoil(cache.values))
+        return spoil(cache, cache.length)
 
     traced, observe = [], sampling.observe
     monkeypatch.setattr(sampling, "rewind", poisoned)

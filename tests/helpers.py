@@ -70,3 +70,17 @@ def random_rollout(rows: int, prompt: int, response: int, vocab: int, seed: int 
         loss_mask=mask & (rng.random((rows, 1)) < 0.8),
     )
     return jax.tree.map(jnp.asarray, arrays)
+
+
+def spoil(cache, keep, value=jnp.nan):
+    """``cache`` with ``value`` in every slot at or past ``keep`` [B]."""
+
+    def one(layer):
+        starts = layer.starts()
+        dead = [jnp.arange(v.shape[2])[None] + at >= keep[:, None] for v, at in zip(layer.values, starts, strict=True)]
+        keys = tuple(jnp.where(d[:, None, None], value, x) for d, x in zip(dead, layer.keys, strict=True))
+        return layer.replace(keys=keys, values=tuple(
+            jnp.where(d[:, None, :, None], value, x) for d, x in zip(dead, layer.values, strict=True)
+        ))  # fmt: skip
+
+    return cache.replace(layers=tuple(map(one, cache.layers)))

@@ -1,15 +1,14 @@
 """The policy: a pure transformer, its rewindable cache, its tokenizers and where weights come from."""
 
-from entropy_rl.model.cache import KVCache, PrefixStore, init_cache, rewind
+from entropy_rl.model.cache import KVCache, init_cache, rewind
 from entropy_rl.model.families import FAMILIES
 from entropy_rl.model.hf_weights import is_hf_directory, load_hf, read_hf_config, save_hf
 from entropy_rl.model.llama2c import load_llama2c
-from entropy_rl.model.transformer import Readout, RopeScaling, Transformer, TransformerConfig, head_weight
+from entropy_rl.model.transformer import Readout, RopeScaling, Transformer, TransformerConfig, head_weight, unstacked
 
 __all__ = [
     "FAMILIES",
     "KVCache",
-    "PrefixStore",
     "Readout",
     "RopeScaling",
     "Transformer",
@@ -22,4 +21,5 @@ __all__ = [
     "read_hf_config",
     "rewind",
     "save_hf",
+    "unstacked",
 ]

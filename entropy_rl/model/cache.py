@@ -1,60 +1,83 @@
 """The rewindable key/value cache: plain arrays with a length per row, and attention over them.
 
 Rewinding a row is a smaller ``length``: nothing is copied, nothing recomputed, and it works inside jit. Slots at or
-past a row's length are never read, whatever they hold. The order of the inner axes is this file's own business.
-Attention runs over blocks of slots with an online softmax, as many blocks as the longest live row needs: a block in
-which a row has nothing live leaves that row's result bit for bit as it was, so no row depends on its neighbours.
+past a row's length are never read, whatever they hold. The order of the axes is this file's own business: every layer
+has arrays of its own, so that a step reads and writes them in place, in segments of slots, so that attention's cost
+follows the rows that reach a segment; and keys have their slots innermost, which a product with one query per row
+reads at the speed of memory. A segment in which a row has nothing live leaves that row's result bit for bit as it was,
+so no row depends on its neighbours.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-_LOWEST = -1e30
-BLOCK = 128
+from pallas_kernels.decode_attention.types import LOWEST
+from pallas_kernels.decode_attention.xla import decode_attention
+
+SEGMENT_BYTES = 2**21
+SEGMENT_SLOTS = 64
 
 
-class PrefixStore(struct.PyTreeNode):
-    """Prompts, stored once and read by every row that continues them.
+class LayerCache(struct.PyTreeNode):
+    """One layer's keys and values.
 
     Attributes:
-        keys: [L, P, K, S_p, H].
-        values: [L, P, K, S_p, H].
-        length: int32 [P], slots in use.
+        keys: a tuple of [B, K, H, S_i] over segments of slots.
+        values: a tuple of [B, K, S_i, H].
     """
 
-    keys: Any
-    values: Any
-    length: Any
+    keys: tuple[Any, ...]
+    values: tuple[Any, ...]
+
+    def starts(self) -> list[int]:
+        """The first slot of each segment."""
+        sizes = [array.shape[2] for array in self.values]
+        return [sum(sizes[:i]) for i in range(len(sizes))]
 
 
 class KVCache(struct.PyTreeNode):
     """Keys and values of B rows, right-padded from slot 0.
 
     Attributes:
-        keys: [L, B, K, S, H].
-        values: [L, B, K, S, H].
+        layers: a ``LayerCache`` each.
         length: int32 [B], slots in use. The next token goes to slot ``length``.
-        prefix: the stored prompts that come before slot 0, or None.
-        prefix_index: int32 [B], which stored prompt each row continues, or None.
     """
 
-    keys: Any
-    values: Any
+    layers: tuple[LayerCache, ...]
     length: Any
-    prefix: PrefixStore | None = None
-    prefix_index: Any = None
+
+
+def segment_sizes(slots: int, slot_bytes: int) -> list[int]:
+    """Slots of each segment: an eighth of all, another one, a quarter, a half.
+
+    A row then reads at most about twice what it has live, at the cost of four products. None is smaller than 64 slots
+    and 2 MiB (``slot_bytes`` is what one slot of all rows takes in a layer): reading less saves less than it costs.
+    """
+    least = max(SEGMENT_SLOTS, -(-SEGMENT_BYTES // slot_bytes))
+    sizes: list[int] = []
+    for part in (8, 8, 4):
+        size = max(-(-slots // part // SEGMENT_SLOTS) * SEGMENT_SLOTS, least)
+        if sum(sizes) + size + least > slots:
+            break
+        sizes.append(size)
+    return [*sizes, slots - sum(sizes)]
 
 
 def init_cache(
     *, num_layers: int, batch: int, num_kv_heads: int, slots: int, head_dim: int, dtype=jnp.float32
 ) -> KVCache:
     """An empty cache of ``batch`` rows with ``slots`` slots each."""
-    shape = (num_layers, batch, num_kv_heads, slots, head_dim)
-    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32))
+    sizes = segment_sizes(slots, 2 * batch * num_kv_heads * head_dim * jnp.dtype(dtype).itemsize)
+
+    def layer():
+        keys = tuple(jnp.zeros((batch, num_kv_heads, head_dim, size), dtype) for size in sizes)
+        return LayerCache(keys, tuple(jnp.zeros((batch, num_kv_heads, size, head_dim), dtype) for size in sizes))
+
+    return KVCache(tuple(layer() for _ in range(num_layers)), jnp.zeros(batch, jnp.int32))
 
 
 def rewind(cache: KVCache, length: Int[Array, "B"]) -> KVCache:
@@ -62,115 +85,117 @@ def rewind(cache: KVCache, length: Int[Array, "B"]) -> KVCache:
     return cache.replace(length=jnp.minimum(cache.length, length))
 
 
-def append(cache: KVCache, keys: Float[Array, "L B T K H"], values: Float[Array, "L B T K H"]) -> KVCache:
-    """Writes T new slots per row behind its length and advances it; slots past the end are dropped."""
-    batch, steps = keys.shape[1:3]
-    slot = cache.length[:, None] + jnp.arange(steps)[None]
-    row = jnp.arange(batch)[:, None]
+def joined(cache: KVCache) -> KVCache:
+    """The same rows with all slots in one segment."""
 
-    def write(array, new):
-        new = jnp.einsum("LBTKH->BTLKH", new).astype(array.dtype)
-        return array.at[:, row, :, slot].set(new, mode="drop", unique_indices=True)
+    def layer(one: LayerCache) -> LayerCache:
+        return LayerCache((jnp.concatenate(one.keys, axis=3),), (jnp.concatenate(one.values, axis=2),))
 
-    return cache.replace(keys=write(cache.keys, keys), values=write(cache.values, values), length=cache.length + steps)
+    return cache.replace(layers=tuple(map(layer, cache.layers)))
 
 
-def as_prefix(cache: KVCache) -> PrefixStore:
-    """The rows of ``cache`` as stored prompts."""
-    return PrefixStore(cache.keys, cache.values, cache.length)
+def copy_rows(cache: KVCache, rows: Int[Array, "C"], source: KVCache, source_rows: Int[Array, "C"]) -> KVCache:
+    """``cache`` whose ``rows`` are ``source_rows`` of ``source``, which is ``joined`` and no wider; rows past the last
+    are left out."""
+
+    def put(array, new, start, axis):
+        new = jnp.take(new, source_rows, axis=0)
+        new = lax.slice_in_dim(new, start, min(start + array.shape[axis], new.shape[axis]), axis=axis)
+        to = (rows, *(slice(None),) * (axis - 1), slice(new.shape[axis]))
+        return array.at[to].set(new, mode="drop")
+
+    def layer(into: LayerCache, out_of: LayerCache) -> LayerCache:
+        width = out_of.values[0].shape[2]
+        parts = list(zip(into.keys, into.values, into.starts(), strict=True))
+        copied = [
+            (put(keys, out_of.keys[0], start, 3), put(values, out_of.values[0], start, 2)) if start < width
+            else (keys, values)
+            for keys, values, start in parts
+        ]  # fmt: skip
+        return LayerCache(*(tuple(arrays) for arrays in zip(*copied, strict=True)))
+
+    layers = tuple(layer(a, b) for a, b in zip(cache.layers, source.layers, strict=True))
+    return KVCache(layers, cache.length.at[rows].set(jnp.take(source.length, source_rows), mode="drop"))
 
 
-class _Softmax(NamedTuple):
-    """Running maximum and sum [B, K, Q, T, 1] and values [B, K, Q, T, H] of an online softmax, f32 or wider."""
+def _write(layer: LayerCache, keys, values, length) -> LayerCache:
+    """T new tokens per row, keys and values [B, T, K, H], behind its length; what lies past the end is dropped."""
+    batch, steps, heads, size = keys.shape
+    row, head = jnp.arange(batch)[:, None, None], jnp.arange(heads)
+    slot = (length[:, None] + jnp.arange(steps)[None])[..., None]
 
-    maximum: Array
-    total: Array
-    values: Array
+    def put(array, new, start, transposed):
+        count = array.shape[3 if transposed else 2]
+        local = jnp.where((slot >= start) & (slot < start + count), slot - start, count)
+        if transposed:
+            index = row[..., None], head[:, None], jnp.arange(size), local[..., None]
+        else:
+            index = row, head, local
+        return array.at[index].set(new.astype(array.dtype), mode="drop", unique_indices=True)
 
-
-def _attend(state: _Softmax, query, keys, values, valid) -> _Softmax:
-    """Adds slots to the softmax: query [B,T,K,Q,H], keys and values [B,K,S,H], valid [B,T or 1,S]."""
-    live = jnp.any(valid, axis=1)[:, None, :, None]
-    values = jnp.where(live, values, 0).astype(values.dtype)  # 0 * NaN would be NaN
-    scores = jnp.einsum("BTKQH,BKSH->BKQTS", query, keys, preferred_element_type=state.total.dtype)
-    mask = valid[:, None, None]
-    scores = jnp.where(mask, scores, _LOWEST)
-    maximum = jnp.maximum(state.maximum, jnp.max(scores, axis=-1, keepdims=True))
-    decay = jnp.exp(state.maximum - maximum)
-    weights = jnp.where(mask, jnp.exp(scores - maximum), 0.0)
-    added = jnp.einsum(
-        "BKQTS,BKSH->BKQTH", weights.astype(values.dtype), values, preferred_element_type=state.total.dtype
+    starts = layer.starts()
+    return LayerCache(
+        tuple(put(array, keys, start, True) for array, start in zip(layer.keys, starts, strict=True)),
+        tuple(put(array, values, start, False) for array, start in zip(layer.values, starts, strict=True)),
     )
-    total = state.total * decay + jnp.sum(weights, axis=-1, keepdims=True)
-    return _Softmax(maximum, total, state.values * decay + added)
 
 
-def _attend_blocks(state, query, read, num_slots, length):
-    """Adds the first ``length`` [B] of ``num_slots`` slots by blocks; ``read(start, size)`` gives keys, values."""
-    if num_slots == 0:
-        return state
-    block = min(BLOCK, num_slots)
+def _merged(first, second):
+    """Two attentions over different slots as one: (output [.., H], log-sum-exp [..]) each."""
+    (out_a, lse_a), (out_b, lse_b) = first, second
+    largest = jnp.maximum(lse_a, lse_b)
+    a, b = jnp.exp(lse_a - largest), jnp.exp(lse_b - largest)
+    total = a + b
+    return (out_a * a[..., None] + out_b * b[..., None]) / total[..., None], largest + jnp.log(total)
 
-    def body(i, state):
-        start = jnp.minimum(i * block, num_slots - block)
-        keys, values = read(start, block)
-        slot = start + jnp.arange(block)
-        valid = (slot[None] >= i * block) & (slot[None] < length[:, None])
-        return _attend(state, query, keys, values, valid[:, None])
 
-    if block == num_slots:
-        return body(jnp.int32(0), state)
-    live_blocks = (jnp.max(length) + block - 1) // block
-    return lax.fori_loop(0, jnp.minimum(live_blocks, -(-num_slots // block)), body, state)
+def _over_slots(query, layer: LayerCache, length):
+    """Attention of every query [B, K, Q, H] of a row to the row's first ``length`` slots."""
+    found = None
+    for keys, values, start in zip(layer.keys, layer.values, layer.starts(), strict=True):
+        part = decode_attention(query, keys, values, jnp.clip(length - start, 0, keys.shape[-1]))
+        found = part if found is None else _merged(found, part)
+    return found
+
+
+def _causal(query, keys, values, steps):
+    """Attention of new tokens to each other: query [B, K, Q T, H] (T innermost), keys and values [B, T, K, H]."""
+    batch, heads, _, size = query.shape
+    scores = jnp.einsum("BKQTH,BSKH->BKQTS", query.reshape(batch, heads, -1, steps, size), keys)
+    seen = jnp.tril(jnp.ones((steps, steps), bool))
+    scores = jnp.where(seen, scores.astype(jnp.promote_types(query.dtype, jnp.float32)), LOWEST)
+    largest = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.where(seen, jnp.exp(scores - largest), 0.0)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    output = jnp.einsum("BKQTS,BSKH->BKQTH", weights.astype(values.dtype), values, preferred_element_type=scores.dtype)
+    logsumexp = (largest + jnp.log(total))[..., 0]
+    return (output / total).reshape(query.shape), logsumexp.reshape(query.shape[:-1])
 
 
 def cached_attention(
     query: Float[Array, "B T N H"],
-    new_keys: Float[Array, "B T K H"],
-    new_values: Float[Array, "B T K H"],
-    cache: KVCache,
-    layer: Int[Array, ""],
-) -> Float[Array, "B T N H"]:
-    """Attention of T new tokens to the row's stored prompt, its live slots, and causally to each other.
+    keys: Float[Array, "B T K H"],
+    values: Float[Array, "B T K H"],
+    layer: LayerCache,
+    length: Int[Array, "B"],
+) -> tuple[Float[Array, "B T N H"], LayerCache]:
+    """Attention of T new tokens to the row's live slots and causally to each other; and the layer with them written.
 
     Args:
         query: scaled inside by 1/sqrt(H); N is a multiple of K (grouped-query attention).
-        new_keys: keys of the new tokens, not yet in the cache.
-        new_values: values of the new tokens.
-        cache: read only; ``append`` writes the new slots for all layers at once, after the last layer.
-        layer: which layer of the cache to read.
+        keys, values: of the new tokens. One token must still fit behind its row's length to be seen.
+        layer: the layer's cache.
+        length: slots in use, before the new tokens.
     """
     batch, steps, heads, size = query.shape
-    kv_heads = new_keys.shape[2]
+    kv_heads = keys.shape[2]
     query = (query * size**-0.5).astype(query.dtype).reshape(batch, steps, kv_heads, heads // kv_heads, size)
-    dtype = jnp.promote_types(query.dtype, jnp.float32)
-    zeros = jnp.zeros((batch, kv_heads, heads // kv_heads, steps, 1), dtype)
-    state = _Softmax(zeros + _LOWEST, zeros, jnp.zeros((*zeros.shape[:-1], size), dtype))
-
-    def layer_block(array, start, block):
-        rows, _, _, h = array.shape[1:]
-        zero = jnp.zeros_like(start)
-        starts = (layer.astype(start.dtype), zero, zero, start, zero)
-        return lax.dynamic_slice(array, starts, (1, rows, kv_heads, block, h))[0]
-
-    prefix = cache.prefix
-    if prefix is not None:
-
-        def read_prefix(start, block):
-            return tuple(
-                jnp.take(layer_block(array, start, block), cache.prefix_index, axis=0)
-                for array in (prefix.keys, prefix.values)
-            )
-
-        length = jnp.take(prefix.length, cache.prefix_index)
-        state = _attend_blocks(state, query, read_prefix, prefix.keys.shape[3], length)
-
-    def read_own(start, block):
-        return layer_block(cache.keys, start, block), layer_block(cache.values, start, block)
-
-    state = _attend_blocks(state, query, read_own, cache.keys.shape[3], cache.length)
-    causal = jnp.tril(jnp.ones((steps, steps), bool))[None]
-    own_keys, own_values = (jnp.einsum("BTKH->BKTH", x) for x in (new_keys, new_values))
-    state = _attend(state, query, own_keys, own_values, jnp.broadcast_to(causal, (batch, steps, steps)))
-    output = jnp.einsum("BKQTH->BTKQH", state.values / state.total)
-    return output.reshape(batch, steps, heads, size).astype(new_values.dtype)
+    folded = jnp.einsum("BTKQH->BKQTH", query).reshape(batch, kv_heads, -1, size)
+    written = _write(layer, keys, values, length)
+    if steps == 1:  # what is read is what was written, so the loop over tokens updates the cache in place
+        output, _ = _over_slots(folded, written, length + 1)
+    else:
+        own = _causal(folded, keys, values, steps)
+        output, _ = _merged(own, _over_slots(folded, layer, length))
+    output = jnp.einsum("BKQTH->BTKQH", output.reshape(batch, kv_heads, -1, steps, size))
+    return output.reshape(batch, steps, heads, size).astype(values.dtype), written

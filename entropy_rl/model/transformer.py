@@ -7,6 +7,7 @@ One set of options covers Qwen2/2.5/3, Llama 2/3 and Mistral.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from entropy_rl.model.cache import KVCache, append, cached_attention, init_cache
+from entropy_rl.model.cache import KVCache, LayerCache, cached_attention, init_cache
 
 REMAT_POLICIES = {
     "none": None,
@@ -207,8 +208,8 @@ class Layer(nn.Module):
         return Projection(self.config, inputs, outputs, bias, scale, name=name)
 
     @nn.compact
-    def __call__(self, carry, angles, cache, readout, layer):
-        """((hidden [B, T, D], attention read out so far), new keys and values [B, T, K, H] or None without a cache)."""
+    def __call__(self, carry, angles, readout, layer, cache: LayerCache | None = None, length=None):
+        """((hidden [B, T, D], attention read out so far), the layer's cache with the tokens in it, or None)."""
         c = self.config
         hidden, attention = carry
         residual_scale = (2 * c.num_layers) ** -0.5
@@ -220,9 +221,9 @@ class Layer(nn.Module):
             query, keys = self._norm("query_norm", "head_dim")(query), self._norm("key_norm", "head_dim")(keys)
         query, keys = rotate(query, angles), rotate(keys, angles)
         if cache is None:
-            attended, new = causal_attention(query, keys, values), None
+            attended = causal_attention(query, keys, values)
         else:
-            attended, new = cached_attention(query, keys, values, cache, layer), (keys, values)
+            attended, cache = cached_attention(query, keys, values, cache, length)
         if readout is not None:
             read = lambda: attention_readout(query, keys, readout.positions)  # noqa: E731
             attention = jax.lax.cond(layer == readout.layer, read, lambda: attention)
@@ -231,7 +232,7 @@ class Layer(nn.Module):
         gate = self._project("gate", ("embed",), ("mlp",))(x)
         up = self._project("up", ("embed",), ("mlp",))(x)
         hidden += self._project("down", ("mlp",), ("embed",), scale=residual_scale)(nn.silu(gate) * up)
-        return (hidden, attention), new
+        return (hidden, attention), cache
 
 
 class Transformer(nn.Module):
@@ -281,26 +282,41 @@ class Transformer(nn.Module):
                 "head", _named(("embed", "vocab"), fan_in=c.embed_dim), (c.embed_dim, c.vocab_size), c.param_dtype
             )
         hidden = embed(tokens)
-        body = Layer
-        if REMAT_POLICIES[c.remat] is not None and cache is None:
-            body = nn.remat(Layer, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
-        scanned = nn.scan(
-            body,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
-            length=c.num_layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        layers = jnp.arange(c.num_layers)
-        carry = (hidden, attention)
-        (hidden, attention), new = scanned(c, name="layers")(carry, rotary_angles(c, positions), cache, readout, layers)
-        if cache is not None:
-            cache = append(cache, *new)
+        angles = rotary_angles(c, positions)
+        if cache is None:
+            (hidden, attention), _ = self._scanned()((hidden, attention), angles, readout, jnp.arange(c.num_layers))
+        else:
+            hidden, cache = self._unrolled(hidden, angles, cache)
         final_scale = nn.with_logical_partitioning(nn.initializers.ones, ("embed_norm",))
         norm = nn.RMSNorm(c.norm_eps, c.dtype, c.param_dtype, scale_init=final_scale, name="final_norm")
         hidden = norm(hidden)
         return (hidden, cache) if readout is None else (hidden, cache, jax.lax.stop_gradient(attention))
+
+    def _scanned(self):
+        """All layers as one scan over stacked parameters, rematerialised."""
+        c = self.config
+        policy = REMAT_POLICIES[c.remat]
+        scanned = nn.scan(
+            Layer if policy is None else nn.remat(Layer, policy=policy, prevent_cse=False),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast, 0),
+            length=c.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        return scanned(c, name="layers")
+
+    def _unrolled(self, hidden, angles, cache: KVCache):
+        """Layer after layer, each with a cache of its own; parameters stacked or, for decoding, ``unstacked``."""
+        c = self.config
+        params: Any = self.get_variable("params", "layers")
+        layers = params if isinstance(params, tuple) else _slices(params, c.num_layers)
+        written = []
+        for layer, own in zip(layers, cache.layers, strict=True):
+            apply: Any = functools.partial(Layer(c, parent=None).apply, {"params": layer})
+            (hidden, _), new = apply((hidden, None), angles, None, None, own, cache.length)
+            written.append(new)
+        return hidden, KVCache(tuple(written), cache.length + hidden.shape[1])
 
     def init_params(self, key: Any) -> Any:
         """Fresh parameters as plain arrays (``{"params": ...}``), without the boxes that hold logical axis names."""
@@ -325,6 +341,19 @@ class Transformer(nn.Module):
             head_dim=c.head_dim,
             dtype=jnp.dtype(c.dtype),
         )
+
+
+def _slices(stacked: Any, count: int) -> tuple[Any, ...]:
+    return tuple(jax.tree.map(lambda x: x[i], stacked) for i in range(count))  # noqa: B023
+
+
+def unstacked(config: TransformerConfig, params: Any) -> Any:
+    """Variables with an array of its own for every layer, as ``apply`` with a cache takes them too.
+
+    A loop over tokens reads such arrays in place; of stacked ones it copies every layer at every token.
+    """
+    tree = params["params"]
+    return {"params": tree | {"layers": _slices(tree["layers"], config.num_layers)}}
 
 
 def head_weight(config: TransformerConfig, params: Any) -> tuple[Array, str]:

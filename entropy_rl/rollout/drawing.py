@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels import TokenStats, token_stats
+
 _BLOCK = 128
 
 
@@ -60,7 +62,12 @@ def _first_above(cumulative, weights, uniform) -> Int[Array, "R"]:
     return jnp.where(jnp.any(above, -1), jnp.argmax(above, -1), jnp.argmax(weights, -1))
 
 
-def categorical(keys: Any, logits: Float[Array, "R V"]) -> Int[Array, "R"]:
+def uniforms(keys: Any, draws: Int[Array, "R"]) -> Float[Array, "R 2"]:
+    """What ``categorical`` needs for draw number ``draws`` of each row's stream."""
+    return jax.vmap(lambda key, draw: jax.random.uniform(jax.random.fold_in(key, draw), (2,)))(keys, draws)
+
+
+def categorical(uniforms: Float[Array, "R 2"], logits: Float[Array, "R V"]) -> Int[Array, "R"]:
     """One token per row from softmax(logits): a block of 128 tokens by its mass, then a token within it.
 
     Two uniforms of 23 bits per draw, one per level, so that rare tokens keep their probability. -inf is never drawn.
@@ -69,7 +76,6 @@ def categorical(keys: Any, logits: Float[Array, "R V"]) -> Int[Array, "R"]:
     weights = jnp.exp(logits - jnp.max(logits, -1, keepdims=True))
     count = -(-size // _BLOCK)
     weights = jnp.pad(weights, ((0, 0), (0, count * _BLOCK - size))).reshape(rows, count, _BLOCK)
-    uniforms = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
     mass = jnp.sum(weights, -1)
     block = _first_above(jnp.cumsum(mass, -1), mass, uniforms[:, 0])
     within = jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0]
@@ -77,25 +83,32 @@ def categorical(keys: Any, logits: Float[Array, "R V"]) -> Int[Array, "R"]:
 
 
 def draw(
-    keys: Any,
+    uniforms: Float[Array, "R 2"],
     logits: Float[Array, "R V"],
     *,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float = 1.0,
     min_p: float = 0.0,
-) -> tuple[Int[Array, "R"], Float[Array, "R"]]:
-    """Draws one token per row and its log-prob (nats) under the distribution it was drawn from.
+) -> tuple[Int[Array, "R"], Float[Array, "R"], TokenStats]:
+    """Draws one token per row.
 
     ``temperature=0`` takes the most likely token, lowest id first among equals, with log-prob 0.
+
+    Returns:
+        (tokens, log-prob in nats under the distribution each was drawn from, statistics before truncation: at
+        ``temperature``, or at 1 where that is 0).
     """
     if temperature == 0:
         tokens = jnp.argmax(logits, -1).astype(jnp.int32)
-        return tokens, jnp.zeros(logits.shape[0], jnp.float32)
-    logits = truncate(logits / temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    tokens = categorical(keys, logits)
-    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-    return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
+        return tokens, jnp.zeros(logits.shape[0], jnp.float32), token_stats(logits, tokens)
+    kept = truncate(logits / temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    tokens = categorical(uniforms, kept)
+    stats = token_stats(logits, tokens, temperature=temperature)
+    if top_k is None and top_p == 1 and min_p == 0:
+        return tokens, stats.log_probs, stats
+    chosen = jnp.take_along_axis(kept, tokens[:, None], axis=-1)[:, 0]
+    return tokens, chosen - jax.nn.logsumexp(kept, axis=-1), stats
 
 
 def check_sampling_options(*, temperature: float, top_k: int | None, top_p: float, min_p: float) -> None:

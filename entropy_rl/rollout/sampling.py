@@ -1,10 +1,9 @@
 """Prefill and decode in one jitted program.
 
-Prompts are prefilled once into a store; a decode slot owns only its response, whose cache entry 0 is the prompt's
-last token. Every step feeds each slot's last token and draws the next. A slot whose row has ended takes the next row
-of the queue there and then: two integers change, nothing is copied, nothing prefilled. Decoding always runs the same
-number of slots, and a row's random stream is its own, so a row's tokens depend neither on its slot nor on its
-neighbours nor on the order of rows.
+Prompts are prefilled once, without their last token. A decode slot starts with a copy of its prompt's keys and values;
+every step feeds each slot's last token and draws the next. A slot whose row has ended takes the next row of the queue
+there and then, inside the loop. Decoding always runs the same number of slots, and a row's random stream is its own, so
+a row's tokens depend neither on its slot nor on its neighbours nor on the order of rows.
 """
 
 import functools
@@ -17,15 +16,15 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from entropy_rl.methods.e3rl import Erasing, RunningUncertainty
-from entropy_rl.model.cache import KVCache, PrefixStore, as_prefix, rewind
-from entropy_rl.model.transformer import Transformer, head_weight
+from entropy_rl.model.cache import KVCache, copy_rows, joined, rewind
+from entropy_rl.model.transformer import Transformer, head_weight, unstacked
 from entropy_rl.parallel.mesh import gathered_over_tensor
-from entropy_rl.rollout.drawing import check_sampling_options, draw
+from entropy_rl.rollout.drawing import check_sampling_options, draw, uniforms
 from entropy_rl.rollout.erasing import init_erasing, observe, record_draw, restart
 from entropy_rl.types import PromptBatch, Rollout
-from pallas_kernels import token_stats
 
 PREFILL_ROWS = 8
+STARTED_AT_ONCE = 8
 
 
 class _Responses(struct.PyTreeNode):
@@ -41,8 +40,9 @@ class _Decode(struct.PyTreeNode):
     """State of the decode loop; arrays are per slot where not said otherwise.
 
     Attributes:
-        cache: ``length`` is also the number of tokens the slot's row has sampled.
+        cache: of prompt and response, but for the token to feed next.
         row: the row being sampled, B where the slot is idle.
+        prompt, fed: its prompt, and the number of tokens it has sampled.
         token: the token to feed next.
         draws: draws of this row so far; erased ones would count too.
         next_row: int32 [], head of the queue.
@@ -52,6 +52,8 @@ class _Decode(struct.PyTreeNode):
 
     cache: KVCache
     row: Any
+    prompt: Any
+    fed: Any
     token: Any
     draws: Any
     next_row: Any
@@ -61,7 +63,7 @@ class _Decode(struct.PyTreeNode):
     erasing: Any
 
 
-def prefill(model: Transformer, params: Any, prompts: PromptBatch, *, rows: int) -> PrefixStore:
+def prefill(model: Transformer, params: Any, prompts: PromptBatch, *, rows: int) -> KVCache:
     """Keys and values of every prompt without its last token, ``rows`` prompts at a time.
 
     The number of rows a matrix product sees is always ``rows``, however many prompts there are, so that a prompt's
@@ -74,15 +76,10 @@ def prefill(model: Transformer, params: Any, prompts: PromptBatch, *, rows: int)
     positions = jnp.broadcast_to(jnp.arange(slots), (rows, slots))
 
     def chunk(tokens):
-        cache = model.apply(params, tokens, positions, model.empty_cache(rows, slots))[1]
-        return cache.keys, cache.values
+        return joined(model.apply(params, tokens, positions, model.empty_cache(rows, slots))[1]).layers
 
-    def by_prompt(array):  # [chunks, L, rows, K, S, H] -> [L, P, K, S, H]
-        array = jnp.moveaxis(array, 0, 1)
-        return array.reshape(array.shape[0], -1, *array.shape[3:])[:, :count]
-
-    keys, values = lax.map(chunk, tokens)
-    return as_prefix(KVCache(by_prompt(keys), by_prompt(values), prompts.length - 1))
+    layers = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], lax.map(chunk, tokens))
+    return KVCache(layers, prompts.length - 1)
 
 
 def row_keys(key: Any, prompts: PromptBatch, samples_per_prompt: int) -> Any:
@@ -101,14 +98,23 @@ def row_keys(key: Any, prompts: PromptBatch, samples_per_prompt: int) -> Any:
     return keys.reshape(-1)
 
 
-def _start_rows(state: _Decode, row, starting, last_token, samples_per_prompt) -> _Decode:
+def _start_rows(state: _Decode, row, starting, prefilled: KVCache, last_token, samples_per_prompt) -> _Decode:
     """Gives the slots in ``starting`` the rows in ``row`` (B where the queue is empty)."""
+    slots = row.shape[0]
     prompt = jnp.minimum(row // samples_per_prompt, last_token.shape[0] - 1)
-    cache = rewind(state.cache, jnp.where(starting, 0, state.cache.length))
-    cache = cache.replace(prefix_index=jnp.where(starting, prompt, cache.prefix_index))
+    count = jnp.sum(starting)
+
+    def copy(i, cache):
+        order = jnp.argsort(~starting, stable=True)
+        place = i * STARTED_AT_ONCE + jnp.arange(STARTED_AT_ONCE)
+        slot = order[jnp.minimum(place, slots - 1)]
+        return copy_rows(cache, jnp.where(place < count, slot, slots), prefilled, prompt[slot])
+
     return state.replace(
-        cache=cache,
+        cache=lax.fori_loop(0, (count + STARTED_AT_ONCE - 1) // STARTED_AT_ONCE, copy, state.cache),
         row=jnp.where(starting, row, state.row),
+        prompt=jnp.where(starting, prompt, state.prompt),
+        fed=jnp.where(starting, 0, state.fed),
         token=jnp.where(starting, last_token[prompt], state.token),
         draws=jnp.where(starting, 0, state.draws),
         erasing=None if state.erasing is None else restart(state.erasing, starting),
@@ -126,16 +132,14 @@ def _queue(prompts: PromptBatch, samples_per_prompt: int):
     return count, lambda place: jnp.where(place < count, order[jnp.minimum(place, num_rows - 1)], num_rows)
 
 
-def _make_logits(model, params, prompts):
+def _make_logits(model, params):
     """state -> (logits [slots, V] of the next token, the cache with the last token fed)."""
     weight, layout = head_weight(model.config, params)
     head = {"DV": "RD,DV->RV", "VD": "RD,VD->RV"}[layout]
     soft_cap = model.config.logit_soft_cap
 
     def logits(state: _Decode):
-        prompt_length = jnp.take(prompts.length, state.cache.prefix_index)
-        position = prompt_length - 1 + state.cache.length
-        hidden, cache = model.apply(params, state.token[:, None], position[:, None], state.cache)
+        hidden, cache = model.apply(params, state.token[:, None], state.cache.length[:, None], state.cache)
         values = jnp.einsum(head, hidden[:, 0], weight, preferred_element_type=jnp.float32)
         values = gathered_over_tensor(values)
         return (values if soft_cap is None else soft_cap * jnp.tanh(values / soft_cap)), cache
@@ -143,21 +147,33 @@ def _make_logits(model, params, prompts):
     return logits
 
 
+def _noise(keys, max_response: int):
+    """(row, draw) -> its uniforms; made before the loop for as many draws as a row has where nothing is erased."""
+    draws = jnp.arange(max_response)
+    made = jax.vmap(lambda key: uniforms(jnp.broadcast_to(key, max_response), draws))(keys)
+
+    def noise(row, draw):
+        late = jnp.any(draw >= max_response)
+        return lax.cond(late, lambda: uniforms(keys[row], draw), lambda: made[row, jnp.minimum(draw, max_response - 1)])
+
+    return noise
+
+
 def _local_sample(
     model, params, prompts, key, response_limit, running, *,
     samples_per_prompt, max_response, stop_tokens, slots, erasing, **options,
 ) -> Rollout:  # fmt: skip
     """The whole of sampling on one device's prompts; see ``sample``."""
-    temperature = options["temperature"]
     num_rows = prompts.tokens.shape[0] * samples_per_prompt
-    keys = row_keys(key, prompts, samples_per_prompt)
+    noise = _noise(row_keys(key, prompts, samples_per_prompt), max_response)
     last_token = jnp.take_along_axis(prompts.tokens, prompts.length[:, None] - 1, axis=1)[:, 0]
-    next_logits = _make_logits(model, params, prompts)
+    prefilled = prefill(model, params, prompts, rows=min(slots, PREFILL_ROWS))
+    next_logits = _make_logits(model, unstacked(model.config, params))
     queued, row_at = _queue(prompts, samples_per_prompt)
 
     def watch(state: _Decode, fed, token, stats, is_stop, live):
         """(state, slots that erase, length they go back to, the token to feed there)."""
-        row, prompt = state.row, state.cache.prefix_index
+        row, prompt = state.row, state.prompt
         recorded = record_draw(state.erasing, row, state.draws, fed, token, stats.log_probs, stats.entropy)
         sign, scores = (-1, "raw_log_probs") if erasing.score == "surprisal" else (1, "entropy")
         past = getattr(state.responses, scores)[jnp.minimum(row, num_rows - 1), jnp.maximum(fed - erasing.window, 0)]
@@ -169,43 +185,41 @@ def _local_sample(
         return state.replace(erasing=watched), erase, start, jnp.where(start > 0, before, last_token[prompt])
 
     def step(state: _Decode) -> _Decode:
-        row, fed, live = state.row, state.cache.length, state.row < num_rows
+        row, fed, live = state.row, state.fed, state.row < num_rows
         at = jnp.minimum(row, num_rows - 1)
         logits, cache = next_logits(state)
-        draw_keys = jax.vmap(jax.random.fold_in)(keys[at], state.draws)
-        token, log_prob = draw(draw_keys, logits, **options)
-        stats = token_stats(logits, token, temperature=temperature or 1.0)
+        token, log_prob, stats = draw(noise(at, state.draws), logits, **options)
         new = _Responses(token, log_prob, stats.log_probs, stats.entropy)
         responses = jax.tree.map(lambda out, x: out.at[row, fed].set(x, mode="drop"), state.responses, new)
         state = state.replace(responses=responses)
         is_stop = jnp.any(token[:, None] == jnp.asarray(stop_tokens, jnp.int32)[None], axis=-1)
-        length, done = fed + 1, live & (is_stop | (fed + 1 >= response_limit[at]))
+        # A token is never negative, which the compiler cannot know: without any dependence on what was drawn the next
+        # rows could start while the cache is still being read, and a layer of it would be copied at every step.
+        length, done = fed + 1, live & (is_stop | (fed + 1 >= response_limit[at]) | (token < 0))
         if erasing is not None:
             state, erase, start, before = watch(state, fed, token, stats, is_stop, live)
             done, length, token = done & ~erase, jnp.where(erase, start, length), jnp.where(erase, before, token)
         finished = jnp.where(done, row, num_rows)
         following = row_at(state.next_row + jnp.cumsum(done) - 1)
         state = state.replace(
-            cache=rewind(cache, jnp.where(live & ~done, length, 0)),
+            cache=rewind(cache, jnp.where(live & ~done, prompts.length[state.prompt] - 1 + length, 0)),
+            fed=length,
             token=token,
             draws=state.draws + 1,
             length=state.length.at[finished].set(length, mode="drop"),
             stopped=state.stopped.at[finished].set(is_stop, mode="drop"),
             next_row=state.next_row + jnp.sum(done),
         )
-        return _start_rows(state, following, done, last_token, samples_per_prompt)
+        return _start_rows(state, following, done, prefilled, last_token, samples_per_prompt)
 
-    cache = model.empty_cache(slots, max_response)
-    cache = cache.replace(
-        prefix=prefill(model, params, prompts, rows=min(slots, PREFILL_ROWS)),
-        prefix_index=jnp.zeros(slots, jnp.int32),
-    )
     empty = jnp.zeros((num_rows, max_response), jnp.float32)
     zeros = jnp.zeros(slots, jnp.int32)
     sizes = dict(prompts=prompts.tokens.shape[0], rows=num_rows, slots=slots, max_response=max_response)
     state = _Decode(
-        cache=cache,
+        cache=model.empty_cache(slots, prompts.tokens.shape[1] - 1 + max_response),
         row=zeros,
+        prompt=zeros,
+        fed=zeros,
         token=zeros,
         draws=zeros,
         next_row=jnp.minimum(jnp.int32(slots), queued).astype(jnp.int32),
@@ -214,7 +228,8 @@ def _local_sample(
         stopped=jnp.zeros(num_rows, bool),
         erasing=None if erasing is None else init_erasing(erasing, **sizes),
     )
-    state = _start_rows(state, row_at(jnp.arange(slots)), jnp.ones(slots, bool), last_token, samples_per_prompt)
+    first = row_at(jnp.arange(slots)), jnp.ones(slots, bool)
+    state = _start_rows(state, *first, prefilled, last_token, samples_per_prompt)
     state = lax.while_loop(lambda s: jnp.any(s.row < num_rows), step, state)
     return _as_rollout(prompts, state, samples_per_prompt)
 
