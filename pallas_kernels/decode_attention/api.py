@@ -35,7 +35,9 @@ def decode_attention(
         values: slots before the head's width.
         length: slots in use, clipped to [0, S]. What other slots hold changes nothing, be it NaN or inf.
         implementation: "reference", "xla" (the whole window, masked), "pallas_tpu" (a Mosaic kernel that reads live
-            blocks only), or "auto": what was measured to be fastest on the chip, "xla" where nothing was.
+            blocks only), or "auto": what was measured to be fastest on the chip, "xla" where nothing was. Give
+            "pallas_tpu" whole arrays with S a multiple of 128: XLA copies a slice of a stack of layers before the
+            kernel runs, and keys of another S into another layout.
         chip: the tile table's name of the TPU ("v5e", "v5p", "v6e"); None: of the first device, if that is a TPU.
         interpret: of ``pallas_call``, to run "pallas_tpu" without a TPU.
         block: slots that "pallas_tpu" reads at once, a multiple of 128; None: the tile table's.
