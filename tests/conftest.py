@@ -21,7 +21,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # What compiled code does bit for bit, or with its memory, is tested as it is shipped; elsewhere compiling is most of
 # the time, and code that is compiled fast serves.
-OPTIMIZED = ("sampling_test", "erasing_test", "cache_test", "drawing_test", "llama2c_test", "linear_token_stats_test")
+OPTIMIZED = ("sampling_test", "erasing_test", "cache_test", "drawing_test", "llama2c_test", "linear_token_stats_test",
+             "decode_attention_test")  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)

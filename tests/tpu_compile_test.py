@@ -1,11 +1,18 @@
 """Kernels compiled ahead of time for real TPU chips, without one; the compiler comes with the "tpu" extra."""
 
+import functools
+import re
+
 import pytest
 
 pytest.importorskip("libtpu")
 pytestmark = pytest.mark.slow
 
-from experiments.benchmarks.head import CHIPS, FORMS, compiled
+import jax
+import jax.numpy as jnp
+
+from experiments.benchmarks.head import CHIPS, FORMS, compiled, device
+from pallas_kernels import decode_attention
 
 
 @pytest.mark.parametrize("vocab", [32_000, 151_936])
@@ -24,3 +31,32 @@ def test_gradients_temporaries(chip, form):
     """At R = 32,768 and V = 151,936 in bf16: at most 1 GiB, where the logits alone are 9.3."""
     program = compiled(chip, form, rows=32_768, width=2560, vocab=151_936)
     assert program.memory_analysis().temp_size_in_bytes <= 2**30
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32], ids=["bf16", "f32"])
+@pytest.mark.parametrize("slots", [128, 4096, 32_768 + 128])
+@pytest.mark.parametrize("group", [1, 2, 4, 7, 8])
+@pytest.mark.parametrize("kv_heads", [2, 8])
+@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("chip", list(CHIPS))
+def test_decode_attention_compiles(chip, size, kv_heads, group, slots, dtype):
+    """Without a copy of the cache, nor of a hundredth of it, in HBM or in VMEM."""
+    rows = 8
+    sharding = jax.sharding.SingleDeviceSharding(device(chip))
+
+    def shape(*dims, dtype=dtype):
+        return jax.ShapeDtypeStruct(dims, dtype, sharding=sharding)
+
+    arguments = (
+        shape(rows, kv_heads * group, size),
+        shape(rows, kv_heads, size, slots),
+        shape(rows, kv_heads, slots, size),
+        shape(rows, dtype=jnp.int32),
+    )
+    attend = functools.partial(decode_attention, implementation="pallas_tpu", chip=chip)
+    program = jax.jit(attend).lower(*arguments).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 2**20
+    text = program.as_text()
+    assert 'custom_call_target="tpu_custom_call"' in text
+    cache = rf"\[{rows},{kv_heads},({size},{slots}|{slots},{size})\]\S* copy"
+    assert not re.search(cache, text)

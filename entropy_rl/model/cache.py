@@ -10,13 +10,13 @@ so no row depends on its neighbours.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.decode_attention.types import LOWEST
-from pallas_kernels.decode_attention.xla import decode_attention
+from pallas_kernels import decode_attention
 
 SEGMENT_BYTES = 2**21
 SEGMENT_SLOTS = 64
@@ -143,33 +143,29 @@ def _write(layer: LayerCache, keys, values, length) -> LayerCache:
 def _merged(first, second):
     """Two attentions over different slots as one: (output [.., H], log-sum-exp [..]) each."""
     (out_a, lse_a), (out_b, lse_b) = first, second
-    largest = jnp.maximum(lse_a, lse_b)
-    a, b = jnp.exp(lse_a - largest), jnp.exp(lse_b - largest)
-    total = a + b
-    return (out_a * a[..., None] + out_b * b[..., None]) / total[..., None], largest + jnp.log(total)
+    logsumexp = jnp.logaddexp(lse_a, lse_b)
+    a, b = jnp.exp(lse_a - logsumexp)[..., None], jnp.exp(lse_b - logsumexp)[..., None]
+    return out_a * a + out_b * b, logsumexp
 
 
 def _over_slots(query, layer: LayerCache, length):
-    """Attention of every query [B, K, Q, H] of a row to the row's first ``length`` slots."""
+    """Attention of every query [B, N, H] of a row to the row's first ``length`` slots."""
     found = None
     for keys, values, start in zip(layer.keys, layer.values, layer.starts(), strict=True):
-        part = decode_attention(query, keys, values, jnp.clip(length - start, 0, keys.shape[-1]))
+        part = decode_attention(query, keys, values, jnp.clip(length - start, 0, keys.shape[3]))
         found = part if found is None else _merged(found, part)
     return found
 
 
-def _causal(query, keys, values, steps):
-    """Attention of new tokens to each other: query [B, K, Q T, H] (T innermost), keys and values [B, T, K, H]."""
-    batch, heads, _, size = query.shape
-    scores = jnp.einsum("BKQTH,BSKH->BKQTS", query.reshape(batch, heads, -1, steps, size), keys)
-    seen = jnp.tril(jnp.ones((steps, steps), bool))
-    scores = jnp.where(seen, scores.astype(jnp.promote_types(query.dtype, jnp.float32)), LOWEST)
-    largest = jnp.max(scores, axis=-1, keepdims=True)
-    weights = jnp.where(seen, jnp.exp(scores - largest), 0.0)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    output = jnp.einsum("BKQTS,BSKH->BKQTH", weights.astype(values.dtype), values, preferred_element_type=scores.dtype)
-    logsumexp = (largest + jnp.log(total))[..., 0]
-    return (output / total).reshape(query.shape), logsumexp.reshape(query.shape[:-1])
+def _causal(query, keys, values):
+    """Attention of new tokens to each other: query [B, K, Q, T, H], keys and values [B, T, K, H]."""
+    steps, size = query.shape[3:]
+    dtype = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.einsum("BKQTH,BSKH->BKQTS", query, keys, preferred_element_type=dtype) * size**-0.5
+    scores = jnp.where(jnp.tril(jnp.ones((steps, steps), bool)), scores, -jnp.inf)
+    logsumexp = jax.nn.logsumexp(scores, axis=-1)
+    weights = jnp.exp(scores - logsumexp[..., None]).astype(values.dtype)
+    return jnp.einsum("BKQTS,BSKH->BKQTH", weights, values, preferred_element_type=dtype), logsumexp
 
 
 def cached_attention(
@@ -183,19 +179,19 @@ def cached_attention(
 
     Args:
         query: scaled inside by 1/sqrt(H); N is a multiple of K (grouped-query attention).
-        keys, values: of the new tokens. One token must still fit behind its row's length to be seen.
+        keys, values: of the new tokens. A single one is seen only where it still fits behind its row's length.
         layer: the layer's cache.
         length: slots in use, before the new tokens.
     """
     batch, steps, heads, size = query.shape
     kv_heads = keys.shape[2]
-    query = (query * size**-0.5).astype(query.dtype).reshape(batch, steps, kv_heads, heads // kv_heads, size)
-    folded = jnp.einsum("BTKQH->BKQTH", query).reshape(batch, kv_heads, -1, size)
     written = _write(layer, keys, values, length)
-    if steps == 1:  # what is read is what was written, so the loop over tokens updates the cache in place
-        output, _ = _over_slots(folded, written, length + 1)
-    else:
-        own = _causal(folded, keys, values, steps)
-        output, _ = _merged(own, _over_slots(folded, layer, length))
-    output = jnp.einsum("BKQTH->BTKQH", output.reshape(batch, kv_heads, -1, steps, size))
+    if steps == 1:  # what is read is what was written, so that a loop over tokens updates the cache in place
+        output, _ = _over_slots(query[:, 0], written, length + 1)
+        return output[:, None].astype(values.dtype), written
+    grouped = jnp.einsum("BTKQH->BKQTH", query.reshape(batch, steps, kv_heads, -1, size))
+    own, own_lse = _causal(grouped, keys, values)
+    before, before_lse = _over_slots(grouped.reshape(batch, -1, size), layer, length)
+    output, _ = _merged((own, own_lse), (before.reshape(own.shape), before_lse.reshape(own_lse.shape)))
+    output = jnp.einsum("BKQTH->BTKQH", output)
     return output.reshape(batch, steps, heads, size).astype(values.dtype), written

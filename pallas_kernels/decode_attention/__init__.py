@@ -1,1 +1,1 @@
-"""Attention of one query per row over a rewindable cache."""
+"""Attention of one new token per row to the live slots of the row's cache."""

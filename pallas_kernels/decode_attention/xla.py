@@ -8,38 +8,46 @@ the same bits either way.
 
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float, Int
 
-from pallas_kernels.decode_attention.types import LOWEST, accumulator
+from pallas_kernels.decode_attention.reference import LOWEST
 
 GATHERED_ROWS = 16
 
 
 def _attend(query, keys, values, length, *, cleared: bool):
     """(output [B, K, Q, H], log-sum-exp [B, K, Q]) over the whole window; ``cleared`` makes dead values 0 first."""
-    dtype = accumulator(query)
-    live = (jnp.arange(keys.shape[-1])[None] < length[:, None])[:, None]
-    scores = jnp.einsum("BKQH,BKHS->BKQS", query, keys, preferred_element_type=dtype)
+    dtype = jnp.result_type(query, keys, values, jnp.float32)
+    live = (jnp.arange(keys.shape[3])[None] < length[:, None])[:, None]
+    scores = jnp.einsum("BKQH,BKHS->BKQS", query, keys, preferred_element_type=dtype) * query.shape[3] ** -0.5
     scores = jnp.where(live[:, :, None], scores, LOWEST)
-    largest = jnp.max(scores, axis=-1, keepdims=True)
-    weights = jnp.where(live[:, :, None], jnp.exp(scores - largest), 0.0)
-    total = jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), jnp.finfo(dtype).tiny)
+    maximum = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.where(live[:, :, None], jnp.exp(scores - maximum), 0.0)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
     if cleared:
-        values = jnp.where(live[..., None], values, 0).astype(values.dtype)
+        values = jnp.where(live[..., None], values, 0).astype(values.dtype)  # 0 * NaN would be NaN
     output = jnp.einsum("BKQS,BKSH->BKQH", weights.astype(values.dtype), values, preferred_element_type=dtype)
-    return output / total, jnp.maximum(largest + jnp.log(total), LOWEST)[..., 0]
+    total = jnp.where(total == 0, 1, total)
+    return output / total, (maximum + jnp.log(total))[..., 0]
 
 
-def decode_attention(query, keys, values, length):
-    """See ``pallas_kernels.decode_attention``; query [B, K, Q, H] is scaled, (output, logsumexp) have its order."""
-    batch = query.shape[0]
-    dtype = accumulator(query)
+def decode_attention(
+    query: Float[Array, "B N H"],
+    keys: Float[Array, "B K H S"],
+    values: Float[Array, "B K S H"],
+    length: Int[Array, "B"],
+) -> tuple[Float[Array, "B N H"], Float[Array, "B N"]]:
+    """See the public ``decode_attention``."""
+    batch, heads, size = query.shape
+    dtype = jnp.result_type(query, keys, values, jnp.float32)
+    query = query.reshape(batch, keys.shape[1], -1, size)
     rows = min(GATHERED_ROWS, batch)
     count = jnp.sum(length > 0)
     most = 2 * count > batch
     found = lax.cond(
         most,
         lambda: _attend(query, keys, values, length, cleared=False),
-        lambda: (jnp.zeros(query.shape, dtype), jnp.full(query.shape[:-1], LOWEST, dtype)),
+        lambda: (jnp.zeros(query.shape, dtype), jnp.full(query.shape[:3], LOWEST, dtype)),
     )
 
     def few(i, found):
@@ -50,7 +58,7 @@ def decode_attention(query, keys, values, length):
         at = jnp.where(place < count, at, batch)
         return tuple(out.at[at].set(x, mode="drop") for out, x in zip(found, part, strict=True))
 
-    spoiled = most & ~jnp.all(jnp.isfinite(found[0]))
-    pieces = jnp.where(most & ~spoiled, 0, (count + rows - 1) // rows)
-    output, logsumexp = lax.fori_loop(0, pieces, few, found)
-    return jnp.where((length > 0)[:, None, None, None], output, 0), logsumexp
+    in_place = most & jnp.all(jnp.isfinite(found[0]))
+    output, logsumexp = lax.fori_loop(0, jnp.where(in_place, 0, (count + rows - 1) // rows), few, found)
+    output = jnp.where((length > 0)[:, None, None, None], output, 0)
+    return output.reshape(batch, heads, size), logsumexp.reshape(batch, heads)

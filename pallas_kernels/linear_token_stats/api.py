@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.chips import chip_name
 from pallas_kernels.linear_token_stats import fused, reference, tiles
 from pallas_kernels.linear_token_stats.types import Settings, TokenStats
 
@@ -75,7 +76,7 @@ def linear_token_stats(
             with_varentropy=with_varentropy,
         )  # fmt: skip
     if chip is None:
-        chip = tiles.chip_name(jax.devices()[0].device_kind)
+        chip = chip_name(jax.devices()[0].device_kind)
     key = (chip, hidden.shape[1], vocab, hidden.dtype.name)
     if implementation == "auto":
         implementation = tiles.measured_implementation(*key)

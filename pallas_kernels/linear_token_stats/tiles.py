@@ -17,19 +17,6 @@ UNTUNED = (512, 512, 64 * MIB)
 # (chip, D, V, dtype) -> the same, found by timing; and the implementation that was fastest there.
 TUNED: dict[tuple[str, int, int, str], tuple[int, int, int]] = {}
 MEASURED: dict[tuple[str, int, int, str], str] = {}
-_KINDS = {
-    "TPU v5 lite": "v5e",
-    "TPU v5e": "v5e",
-    "TPU v5": "v5p",
-    "TPU v5p": "v5p",
-    "TPU v6 lite": "v6e",
-    "TPU v6e": "v6e",
-}
-
-
-def chip_name(device_kind: str) -> str:
-    """A chip's short name, or the device kind itself."""
-    return _KINDS.get(device_kind, device_kind)
 
 
 def tpu_tiles(chip: str, width: int, vocab: int, dtype: str) -> tuple[int, int, int]:
