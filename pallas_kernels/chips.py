@@ -1,4 +1,4 @@
-"""The short names of TPU chips that the tables of measurements are keyed by."""
+"""The short names of chips that the tables of measurements are keyed by."""
 
 _KINDS = {
     "TPU v5 lite": "v5e",
@@ -7,6 +7,8 @@ _KINDS = {
     "TPU v5p": "v5p",
     "TPU v6 lite": "v6e",
     "TPU v6e": "v6e",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
 }
 
 

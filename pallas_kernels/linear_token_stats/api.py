@@ -12,7 +12,7 @@ from pallas_kernels.linear_token_stats.types import Settings, TokenStats
 
 __all__ = ["IMPLEMENTATIONS", "TokenStats", "linear_token_stats", "token_stats"]
 
-IMPLEMENTATIONS = ("auto", "xla", "pallas_tpu", "reference")
+IMPLEMENTATIONS = ("auto", "xla", "pallas_tpu", "pallas_gpu", "reference")
 
 
 def linear_token_stats(
@@ -37,7 +37,7 @@ def linear_token_stats(
     ``weight``; where inputs are bf16 so are both backward products' operands, with f32 accumulation.
 
     Args:
-        hidden: final hidden states, f32 or bf16.
+        hidden: final hidden states, f32 or bf16; for "pallas_gpu" bf16 or f16, as is ``weight``.
         weight: unembedding, [D, V] or, with ``weight_layout="VD"``, [V, D].
         targets: token ids in [0, V).
         temperature: positive; divides the (capped) logits.
@@ -45,19 +45,21 @@ def linear_token_stats(
         weight_layout: "DV" or "VD" (tied embedding).
         with_varentropy: also return ``varentropy``, else that field is None.
         chunk_size: vocabulary columns held at once by the "xla" implementation, and by every gradient.
-        implementation: "reference" (holds all logits), "xla" (vocabulary chunks), "pallas_tpu" (a Mosaic kernel for the
-            forward pass), or "auto": what was measured to be fastest on the chip, which is "xla" where nothing was.
+        implementation: "reference" (holds all logits), "xla" (vocabulary chunks), "pallas_tpu" and "pallas_gpu" (a
+            Mosaic kernel for the forward pass; the GPU's needs a Hopper), or "auto": what was measured to be fastest
+            on the chip, which is "xla" where nothing was.
         vocab_axis: inside ``jax.shard_map(..., check_vma=False)``, the mesh axis W is sharded over by
             vocabulary; targets stay global. One all-reduce of five numbers a row merges the shards.
-        chip: the tile table's name of the TPU ("v5e", "v5p", "v6e"); None: of the first device, if that is a TPU.
-        interpret: of ``pallas_call``, to run "pallas_tpu" without a TPU.
+        chip: the tile table's name of the device ("v5e", "v5p", "v6e", "h100", "h200"); None: of the first device.
+        interpret: of ``pallas_call``, to run "pallas_tpu" without a TPU; or JAX's ``InterpretGPUParams`` with
+            ``out_of_bounds_reads="uninitialized"``, to run "pallas_gpu" without a GPU.
 
     Returns:
         TokenStats of f32 [R], in nats.
 
     Raises:
         ValueError: for an unknown implementation or layout, a temperature that is not positive, or shapes that
-            do not fit; for ``vocab_axis`` with "reference".
+            do not fit; for ``vocab_axis`` with "reference", or "pallas_gpu" with other dtypes than its own.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
@@ -80,11 +82,15 @@ def linear_token_stats(
     key = (chip, hidden.shape[1], vocab, hidden.dtype.name)
     if implementation == "auto":
         implementation = tiles.measured_implementation(*key)
-    block_rows, block_vocab, limit = tiles.tpu_tiles(*key)
+    stages, limit = 0, None
+    if implementation == "pallas_gpu":
+        block_rows, block_vocab, stages = tiles.gpu_tiles(*key)
+    else:
+        block_rows, block_vocab, limit = tiles.tpu_tiles(*key)
     settings = Settings(
         temperature=float(temperature), soft_cap=soft_cap, weight_layout=weight_layout, with_varentropy=with_varentropy,
         chunk_size=chunk_size, implementation=implementation, vocab_axis=vocab_axis, tiles=(block_rows, block_vocab),
-        vmem_limit_bytes=limit, interpret=interpret,
+        vmem_limit_bytes=limit, stages=stages, interpret=interpret,
     )  # fmt: skip
     return fused.linear_token_stats(settings, hidden, weight, targets)
 

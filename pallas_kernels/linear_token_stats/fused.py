@@ -6,10 +6,10 @@ import jax
 import numpy as np
 from jax import lax
 
-from pallas_kernels.linear_token_stats import chunked_xla, pallas_tpu
+from pallas_kernels.linear_token_stats import chunked_xla, pallas_gpu, pallas_tpu
 from pallas_kernels.linear_token_stats.types import RowState, Settings, TokenStats
 
-_ROW_STATE = {"xla": chunked_xla.row_state, "pallas_tpu": pallas_tpu.row_state}
+_ROW_STATE = {"xla": chunked_xla.row_state, "pallas_tpu": pallas_tpu.row_state, "pallas_gpu": pallas_gpu.row_state}
 
 
 def linear_token_stats(settings: Settings, hidden, weight, targets) -> TokenStats:

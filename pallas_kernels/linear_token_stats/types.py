@@ -34,11 +34,12 @@ class Settings:
 
     Attributes:
         temperature, soft_cap, weight_layout, with_varentropy, chunk_size: see ``linear_token_stats``.
-        implementation: "xla" or "pallas_tpu", of the forward pass.
+        implementation: "xla", "pallas_tpu" or "pallas_gpu", of the forward pass.
         vocab_axis: mesh axis the vocabulary is sharded over, inside ``shard_map``; None: W is whole.
         tiles: (rows, vocabulary columns) of a Pallas tile.
         vmem_limit_bytes: of the TPU kernel.
-        interpret: of ``pallas_call``.
+        stages: tiles the GPU kernel holds in shared memory at once.
+        interpret: of ``pallas_call`` or ``plgpu.kernel``.
     """
 
     temperature: float = 1.0
@@ -50,6 +51,7 @@ class Settings:
     vocab_axis: str | None = None
     tiles: tuple[int, int] = (512, 512)
     vmem_limit_bytes: int | None = None
+    stages: int = 4
     interpret: Any = False
 
     def scaled(self, a: jax.Array) -> jax.Array:
