@@ -90,6 +90,9 @@ def base_config() -> ConfigDict:
     config.batch.minibatches = 2  # optimizer steps per pass over the rollout batch
     config.batch.epochs = 1  # passes over the rollout batch
     config.batch.microbatches = 1  # pieces a minibatch's gradient is accumulated over
+    # Lengths the update is compiled for. With more than one, microbatches are of rows of similar length, and each costs
+    # what its longest response does, rounded up to one of so many even steps of max_response.
+    config.batch.length_buckets = 1
     config.batch.mask_truncated = False  # leave responses cut by the length limit out of the loss
 
     # Options and their meaning: entropy_rl/objectives/recipes.py; every recipe has GRPO's, and may have its own.

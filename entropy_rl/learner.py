@@ -47,11 +47,12 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
 
 
 def response_stats(
-    model: Transformer, params: Any, rollout: Rollout, *, max_response: int, temperature: float, chunk_size: int = 4096
-) -> tuple[Any, Any]:
+    model: Transformer, params: Any, rollout: Rollout, *, max_response: int, temperature: float, chunk_size: int = 4096,
+    longest: int | None = None,
+) -> tuple[Any, Any]:  # fmt: skip
     """The trainer's log-probs and entropy of every sampled token, f32 [B, T] nats, 0 elsewhere.
 
-    Only the ``max_response`` positions behind each prompt go through the head, in vocabulary chunks.
+    Only the ``longest`` positions behind each prompt go through the head, in vocabulary chunks.
 
     Args:
         model: the policy network.
@@ -60,16 +61,17 @@ def response_stats(
         max_response: tokens a response may have; ``prompt_length + max_response <= T`` must hold in every row.
         temperature: the sampler's; 0 (greedy sampling) counts as 1.
         chunk_size: vocabulary columns held at once.
+        longest: tokens that no response of these rows exceeds; None: ``max_response``.
     """
     batch, size = rollout.tokens.shape
-    positions = jnp.broadcast_to(jnp.arange(size), (batch, size))
-    hidden = model.apply(params, rollout.tokens, positions)[0]
+    longest = max_response if longest is None else longest
+    tokens = rollout.tokens[:, : size - max_response + longest]
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden = model.apply(params, tokens, positions)[0]
     weight, layout = head_weight(model.config, params)
     # The hidden state before a token predicts it.
-    before = jax.vmap(lambda x, at: lax.dynamic_slice_in_dim(x, at - 1, max_response))(hidden, rollout.prompt_length)
-    targets = jax.vmap(lambda x, at: lax.dynamic_slice_in_dim(x, at, max_response))(
-        rollout.tokens, rollout.prompt_length
-    )
+    before = jax.vmap(lambda x, at: lax.dynamic_slice_in_dim(x, at - 1, longest))(hidden, rollout.prompt_length)
+    targets = jax.vmap(lambda x, at: lax.dynamic_slice_in_dim(x, at, longest))(tokens, rollout.prompt_length)
     stats = linear_token_stats(
         before.reshape(-1, before.shape[-1]),
         weight,
@@ -128,18 +130,51 @@ def join_rows(tree: Any) -> Any:
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
 
 
+def _taken(tree: Any, rows: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), tree)
+
+
+def _by_length(rollout: Rollout, num_pieces: int) -> Any:
+    """int32 [B]: an order in which each piece of ``split_rows`` has rows of similar length, the first the shortest."""
+    ranked = jnp.argsort(rollout.length - rollout.prompt_length, stable=True)
+    return ranked.reshape(num_pieces, -1).T.reshape(-1)
+
+
+def _lengths(max_response: int, num_buckets: int) -> tuple[int, ...]:
+    """The response lengths that programs are made for: so many, evenly spaced, the last one ``max_response``."""
+    return tuple(sorted({-(-max_response * i // num_buckets) for i in range(1, num_buckets + 1)}))
+
+
+def _at_length(lengths: tuple[int, ...], rollout: Rollout, run: Callable[[int], Any]) -> Any:
+    """``run(longest)`` with the smallest of ``lengths`` that holds every response of these rows."""
+    longest = jnp.max(rollout.length - rollout.prompt_length)
+    index = jnp.sum(longest > jnp.asarray(lengths[:-1], longest.dtype))
+    return lax.switch(index, [functools.partial(run, length) for length in lengths])
+
+
 def make_score(
-    model: Transformer, *, max_response: int, temperature: float, num_microbatches: int = 1, chunk_size: int = 4096
-) -> Callable[[Any, Rollout], tuple[Any, Any]]:
-    """A compiled ``(params, rollout) -> (log_probs, entropy)`` of the trainer, in microbatches, without gradient."""
+    model: Transformer, *, max_response: int, temperature: float, num_microbatches: int = 1, num_buckets: int = 1,
+    chunk_size: int = 4096,
+) -> Callable[[Any, Rollout], tuple[Any, Any]]:  # fmt: skip
+    """A compiled ``(params, rollout) -> (log_probs, entropy)`` of the trainer, in microbatches, without gradient.
+
+    With several buckets, microbatches are of rows of similar length and cost what their longest response does, rounded
+    up to one of ``num_buckets`` lengths.
+    """
+    lengths = _lengths(max_response, num_buckets)
 
     def score(params, rollout):
         def piece(part):
-            return response_stats(
-                model, params, part, max_response=max_response, temperature=temperature, chunk_size=chunk_size
-            )
+            stats = functools.partial(response_stats, model, params, part, max_response=max_response)
+            options = dict(temperature=temperature, chunk_size=chunk_size)
+            return _at_length(lengths, part, lambda longest: stats(longest=longest, **options))
 
-        return join_rows(lax.map(piece, split_rows(_bare(rollout), num_microbatches)))
+        rows = _bare(rollout)
+        if num_buckets == 1:
+            return join_rows(lax.map(piece, split_rows(rows, num_microbatches)))
+        order = _by_length(rows, num_microbatches)
+        found = lax.map(piece, split_rows(_taken(rows, order), num_microbatches))
+        return _taken(join_rows(found), jnp.argsort(order))
 
     return jax.jit(score)
 
@@ -170,12 +205,13 @@ def make_loss(
     temperature: float,
     chunk_size: int = 4096,
 ) -> Callable[..., tuple[Any, dict[str, Any]]]:
-    """``(params, rollout, weights [B, T]) -> (sum of weighted token losses, sums of token metrics)``."""
+    """``(params, rollout, weights [B, T], longest) -> (sum of weighted token losses, sums of token metrics)``."""
 
-    def loss(params, rollout, weights):
+    def loss(params, rollout, weights, longest):
         log_probs, entropy = response_stats(
-            model, params, rollout, max_response=max_response, temperature=temperature, chunk_size=chunk_size
-        )
+            model, params, rollout, max_response=max_response, temperature=temperature, chunk_size=chunk_size,
+            longest=longest,
+        )  # fmt: skip
         values, metrics = token_loss(log_probs, entropy, rollout)
         metrics = metrics | {"entropy": entropy}
         if rollout.old_log_probs is not None:
@@ -195,15 +231,18 @@ def make_update(
     max_response: int,
     temperature: float,
     num_microbatches: int = 1,
+    num_buckets: int = 1,
     chunk_size: int = 4096,
     state_shardings: Any = None,
 ) -> Callable[[TrainState, Rollout, Any], tuple[TrainState, dict[str, Any]]]:
     """A compiled ``(state, rollout, rows) -> (state, metrics)``: one optimizer step on the chosen rows.
 
     The gradient is accumulated over ``num_microbatches`` pieces in f32; the weights of tokens are fixed before the
-    split, so the result does not depend on their number (to about 1e-6). Where the gradient's norm or the loss is not
-    finite the step changes neither parameters nor optimizer and is counted. ``state`` is donated.
+    split, so the result does not depend on their number (to about 1e-6). With several buckets, pieces are of rows of
+    similar length, as in ``make_score``. Where the gradient's norm or the loss is not finite the step changes neither
+    parameters nor optimizer and is counted. ``state`` is donated.
     """
+    lengths = _lengths(max_response, num_buckets)
     loss = make_loss(model, token_loss, max_response=max_response, temperature=temperature, chunk_size=chunk_size)
 
     def token_weights(batch):
@@ -217,8 +256,13 @@ def make_update(
         return jnp.where(erased, mean, weights)
 
     def accumulate(params, batch):
+        if num_buckets > 1:
+            batch = _taken(batch, _by_length(batch, num_microbatches))
         weights = token_weights(batch)
-        gradient = jax.value_and_grad(loss, has_aux=True)
+        at_length = jax.value_and_grad(loss, has_aux=True)
+
+        def gradient(params, part, part_weights):
+            return _at_length(lengths, part, lambda longest: at_length(params, part, part_weights, longest))
 
         def one(total, piece):
             (value, sums), grads = gradient(params, *piece)
@@ -233,7 +277,7 @@ def make_update(
         return lax.scan(one, total, pieces)[0]
 
     def update(state, rollout, rows):
-        batch = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), rollout)
+        batch = _taken(rollout, rows)
         value, sums, grads = accumulate(state.params, batch)
         tokens = jnp.maximum(jnp.sum(batch.loss_mask), 1)
         norm = optax.tree.norm(grads)

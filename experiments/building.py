@@ -188,6 +188,7 @@ def check_sizes(config: ConfigDict, mesh: Any) -> None:
         "batch.minibatches": batch.minibatches,
         "batch.epochs": batch.epochs,
         "batch.microbatches": batch.microbatches,
+        "batch.length_buckets": batch.length_buckets,
         "sampling.max_prompt": sampling.max_prompt,
         "sampling.max_response": sampling.max_response,
         "sampling.slots_per_device": sampling.slots_per_device,

@@ -85,8 +85,9 @@ class Line:
         self.collector = Collector(parts, recipe, sampler)
         self.group_size = recipe.rows_per_group(batch.samples)
         forward = dict(
-            max_response=sampling.max_response, temperature=sampling.temperature, chunk_size=config.head_chunk
-        )
+            max_response=sampling.max_response, temperature=sampling.temperature, chunk_size=config.head_chunk,
+            num_buckets=batch.length_buckets,
+        )  # fmt: skip
         pieces = batch.minibatches * batch.microbatches
         self._score = make_score(parts.model, num_microbatches=pieces, **forward)
         self._attend = None

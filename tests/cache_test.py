@@ -115,8 +115,9 @@ def test_rewind_never_lengthens():
 
 def test_rows_start_as_copies_of_prompts(setting, monkeypatch):
     model, params, tokens, positions, apply, full = setting
-    stored = apply(params, tokens[:, :24], positions[:, :24], model.empty_cache(3, 24))[1]
-    stored = cache_lib.joined(rewind(stored, jnp.array([24, 10, 3])))
+    stored = model.apply(params, tokens[:, :24], positions[:, :24], keep=True)[1]
+    assert stored.length.tolist() == [24] * 3
+    stored = rewind(stored, jnp.array([24, 10, 3]))
     segments(monkeypatch, 5)
     prompt = jnp.array([2, 0, 0, 1])
     rows = jnp.array([0, 3, 2, 1, 4])  # the last one is past the end

@@ -41,19 +41,32 @@ def dense_stats(model, params, tokens, temperature):
 def test_scores_against_all_logits(setting):
     model, params, rollout = setting
     want = dense_stats(model, params, rollout.tokens, 0.9)
-    for pieces in (1, 2, 4):
-        got = learner.make_score(model, num_microbatches=pieces, **SHAPE)(params, rollout)
+    for pieces, buckets in ((1, 1), (2, 1), (4, 1), (4, 3), (8, 11), (2, 100)):
+        score = learner.make_score(model, num_microbatches=pieces, num_buckets=buckets, **SHAPE)
+        got = score(params, rollout)
         for a, b in zip(got, want, strict=True):
             np.testing.assert_allclose(a, jnp.where(rollout.response_mask, b, 0), atol=1e-5)
 
 
-def sgd_gradient(setting, reduction, pieces, **options):
+def test_a_bucket_holds_its_longest_response(setting):
+    """Every row alone in its piece is scored by a program of its own length; a shorter one would lose tokens."""
+    rollout = setting[2]
+    lengths = learner._lengths(RESPONSE, 3)
+    assert lengths == (4, 8, 11)
+    for row in range(ROWS):
+        part = jax.tree.map(lambda x, row=row: x[row : row + 1], rollout)
+        count = int(part.response_mask.sum())
+        used = int(learner._at_length(lengths, part, lambda longest: jnp.int32(longest)))
+        assert used == min(x for x in lengths if x >= count)
+
+
+def sgd_gradient(setting, reduction, pieces, buckets=1, **options):
     """Gradient of one update, read off an SGD step of rate 1."""
     model, params, rollout = setting
     recipe = make_recipe("grpo", reduction=reduction, **options)
     optimizer = optax.sgd(1.0)
     update = learner.make_update(
-        model, optimizer, recipe.token_loss, reduction=reduction, num_microbatches=pieces, **SHAPE
+        model, optimizer, recipe.token_loss, reduction=reduction, num_microbatches=pieces, num_buckets=buckets, **SHAPE
     )
     state = learner.init_state(jax.tree.map(jnp.copy, params), optimizer)
     state, metrics = update(state, rollout, jnp.arange(ROWS))
@@ -62,7 +75,8 @@ def sgd_gradient(setting, reduction, pieces, **options):
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_gradient_and_microbatches(setting, reduction):
-    """Whole-network gradient against autodiff of the formula on dense logits; 1, 2, 4 microbatches agree to 1e-6."""
+    """Whole-network gradient against autodiff of the formula on dense logits; microbatches, sorted by length or not,
+    agree to 1e-6."""
     model, params, rollout = setting
 
     def plain(params):
@@ -81,8 +95,8 @@ def test_gradient_and_microbatches(setting, reduction):
     np.testing.assert_allclose(metrics["loss"], value, atol=1e-6)
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(want), rtol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), one, want)
-    for pieces in (2, 4):
-        other, other_metrics = sgd_gradient(setting, reduction, pieces, kl_coef=0.01)
+    for pieces, buckets in ((2, 1), (4, 1), (4, 3)):
+        other, other_metrics = sgd_gradient(setting, reduction, pieces, buckets, kl_coef=0.01)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, other)
         for name in metrics:
             np.testing.assert_allclose(metrics[name], other_metrics[name], rtol=1e-4, atol=1e-6)

@@ -85,18 +85,14 @@ def rewind(cache: KVCache, length: Int[Array, "B"]) -> KVCache:
     return cache.replace(length=jnp.minimum(cache.length, length))
 
 
-def joined(cache: KVCache) -> KVCache:
-    """The same rows with all slots in one segment."""
-
-    def layer(one: LayerCache) -> LayerCache:
-        return LayerCache((jnp.concatenate(one.keys, axis=3),), (jnp.concatenate(one.values, axis=2),))
-
-    return cache.replace(layers=tuple(map(layer, cache.layers)))
+def layer_cache(keys: Float[Array, "B T K H"], values: Float[Array, "B T K H"]) -> LayerCache:
+    """A layer's cache of exactly these tokens, in one segment."""
+    return LayerCache((jnp.einsum("BTKH->BKHT", keys),), (jnp.einsum("BTKH->BKTH", values),))
 
 
 def copy_rows(cache: KVCache, rows: Int[Array, "C"], source: KVCache, source_rows: Int[Array, "C"]) -> KVCache:
-    """``cache`` whose ``rows`` are ``source_rows`` of ``source``, which is ``joined`` and no wider; rows past the last
-    are left out."""
+    """``cache`` whose ``rows`` are ``source_rows`` of ``source``, which has one segment and is no wider; rows past
+    the last are left out."""
 
     def put(array, new, start, axis):
         new = jnp.take(new, source_rows, axis=0)

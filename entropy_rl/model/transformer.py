@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from entropy_rl.model.cache import KVCache, LayerCache, cached_attention, init_cache
+from entropy_rl.model.cache import KVCache, LayerCache, cached_attention, init_cache, layer_cache
 
 REMAT_POLICIES = {
     "none": None,
@@ -195,9 +195,14 @@ class Projection(nn.Module):
 
 
 class Layer(nn.Module):
-    """One pre-norm block: attention, then SwiGLU."""
+    """One pre-norm block: attention, then SwiGLU.
+
+    Attributes:
+        keep: without a cache, return one of the tokens.
+    """
 
     config: TransformerConfig
+    keep: bool = False
 
     def _norm(self, name: str, axis: str = "embed_norm"):
         c = self.config
@@ -222,6 +227,7 @@ class Layer(nn.Module):
         query, keys = rotate(query, angles), rotate(keys, angles)
         if cache is None:
             attended = causal_attention(query, keys, values)
+            cache = layer_cache(keys, values) if self.keep else None
         else:
             attended, cache = cached_attention(query, keys, values, cache, length)
         if readout is not None:
@@ -248,14 +254,22 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         *,
         readout: Readout | None = None,
+        keep: bool = False,
     ) -> tuple[Any, ...]:
         """Final hidden states of ``tokens`` at absolute ``positions``.
 
         Without a cache the tokens are whole right-padded rows. With one they continue each row behind the cache's
-        (stored prompt and) length, and the returned cache holds them too; ``positions`` must say so.
+        length, and the returned cache holds them too; ``positions`` must say so.
+
+        Args:
+            tokens, positions: see above.
+            cache: of what comes before the tokens.
+            readout: which attention to return.
+            keep: without a cache, return one of exactly these tokens.
 
         Returns:
-            (hidden [B, T, D], cache); with ``readout`` also the attention it names, f32 [B, Q, T], without gradient.
+            (hidden [B, T, D], cache or None); with ``readout`` also the attention it names, f32 [B, Q, T], without
+            gradient.
 
         Raises:
             ValueError: for a readout with a cache, of more than 64 positions, or of a layer the model does not have.
@@ -284,7 +298,11 @@ class Transformer(nn.Module):
         hidden = embed(tokens)
         angles = rotary_angles(c, positions)
         if cache is None:
-            (hidden, attention), _ = self._scanned()((hidden, attention), angles, readout, jnp.arange(c.num_layers))
+            layers = jnp.arange(c.num_layers)
+            (hidden, attention), kept = self._scanned(keep)((hidden, attention), angles, readout, layers)
+            if keep:
+                length = jnp.full(tokens.shape[0], tokens.shape[1], jnp.int32)
+                cache = KVCache(_slices(kept, c.num_layers), length)
         else:
             hidden, cache = self._unrolled(hidden, angles, cache)
         final_scale = nn.with_logical_partitioning(nn.initializers.ones, ("embed_norm",))
@@ -292,8 +310,8 @@ class Transformer(nn.Module):
         hidden = norm(hidden)
         return (hidden, cache) if readout is None else (hidden, cache, jax.lax.stop_gradient(attention))
 
-    def _scanned(self):
-        """All layers as one scan over stacked parameters, rematerialised."""
+    def _scanned(self, keep: bool):
+        """All layers as one scan over stacked parameters, rematerialised; ``keep`` makes their caches its output."""
         c = self.config
         policy = REMAT_POLICIES[c.remat]
         scanned = nn.scan(
@@ -304,7 +322,7 @@ class Transformer(nn.Module):
             length=c.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return scanned(c, name="layers")
+        return scanned(c, keep, name="layers")
 
     def _unrolled(self, hidden, angles, cache: KVCache):
         """Layer after layer, each with a cache of its own; parameters stacked or, for decoding, ``unstacked``."""

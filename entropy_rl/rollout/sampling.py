@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from entropy_rl.methods.e3rl import Erasing, RunningUncertainty
-from entropy_rl.model.cache import KVCache, copy_rows, joined, rewind
+from entropy_rl.model.cache import KVCache, copy_rows, rewind
 from entropy_rl.model.transformer import Transformer, head_weight, unstacked
 from entropy_rl.parallel.mesh import gathered_over_tensor
 from entropy_rl.rollout.drawing import check_sampling_options, draw, uniforms
@@ -76,7 +76,7 @@ def prefill(model: Transformer, params: Any, prompts: PromptBatch, *, rows: int)
     positions = jnp.broadcast_to(jnp.arange(slots), (rows, slots))
 
     def chunk(tokens):
-        return joined(model.apply(params, tokens, positions, model.empty_cache(rows, slots))[1]).layers
+        return model.apply(params, tokens, positions, keep=True)[1].layers
 
     layers = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], lax.map(chunk, tokens))
     return KVCache(layers, prompts.length - 1)
