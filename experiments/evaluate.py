@@ -47,6 +47,7 @@ from experiments.building import (
     sharded_state,
 )
 from experiments.evaluation import make_evaluator
+from experiments.flags import keep_compiled
 from experiments.pretrain import base_params
 
 _ONLY_WITH_BENCHMARKS = (
@@ -301,6 +302,7 @@ def main(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)
+    keep_compiled()
     f = flags.FLAGS
     if f.multihost:
         multihost.initialize()

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -29,6 +30,7 @@ def run(function: Callable[..., object]) -> None:
     def main(argv) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unknown arguments {' '.join(argv[1:])}")
+        keep_compiled()
         if flags.FLAGS.multihost:
             multihost.initialize()
         _refuse_idle_options(config.value, config_flags.get_override_values(flags.FLAGS["config"]))
@@ -39,6 +41,16 @@ def run(function: Callable[..., object]) -> None:
             os._exit(130)  # a compilation may still be running in a thread of its own, and would crash on the way out
 
     app.run(main, flags_parser=parse)
+
+
+def keep_compiled() -> None:
+    """Programs that took a second to compile are kept for the next run, in ~/.cache/entropy_rl/compiled.
+
+    $JAX_COMPILATION_CACHE_DIR names another place, or, empty, none.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(caches, "entropy_rl", "compiled"))
 
 
 def _refuse_idle_options(config, overridden) -> None:

@@ -51,7 +51,7 @@ def test_segments_change_nothing(setting, slots, monkeypatch):
     model, params, tokens, positions, apply, full = setting
     segments(monkeypatch, slots)
     cache = model.empty_cache(3, SIZE)
-    assert len(cache.layers[0].keys) == (1 if slots == 64 else 4)
+    assert len(cache.layers[0].keys) == (1 if slots == 64 else 5)
     _, cache = apply(params, tokens[:, :25], positions[:, :25], cache)
     hidden, cache = apply(params, tokens[:, 25:30], positions[:, 25:30], cache)
     np.testing.assert_allclose(hidden, full[:, 25:30], atol=1e-5)
@@ -64,7 +64,7 @@ def test_segment_sizes(slots, slot_bytes):
     sizes = cache_lib.segment_sizes(slots, slot_bytes)
     assert sum(sizes) == slots
     assert min(sizes) > 0
-    assert len(sizes) <= 4
+    assert len(sizes) <= cache_lib.MAX_SEGMENTS
 
 
 def test_rewind_then_continue_equals_fresh_forward(setting):

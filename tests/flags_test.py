@@ -1,24 +1,25 @@
-"""Two processes on one machine join and train as one program."""
+"""The command line's own work."""
 
-import os
-
+import jax
 import pytest
 
-from tests import runs
+from experiments.flags import keep_compiled
 
 
-@pytest.mark.slow
-def test_two_processes_join(tmp_path, compilation_cache, monkeypatch):
-    """Both processes end well, and exactly one run is written."""
-    environment = runs.environment
-    processes = []
-    for index in ("0", "1"):
-        extra = {"JAX_COORDINATOR_ADDRESS": f"localhost:{20000 + os.getpid() % 20000}", "JAX_NUM_PROCESSES": "2"}
-        extra["JAX_PROCESS_ID"] = index
-        monkeypatch.setattr(runs, "environment", lambda *a, extra=extra: environment(*a) | extra)
-        arguments = ("--config=configs/quickstart.py:tiny", "--multihost", f"--workdir={tmp_path}/r")
-        processes.append(runs.start("train", *arguments, cache=compilation_cache))
-    outputs = [process.communicate(timeout=400)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    steps = [r["step"] for r in runs.steady_metrics(tmp_path / "r") if "reward" in r]
-    assert steps == [1, 2, 3]
+@pytest.fixture
+def cache_dir():
+    """Puts JAX's own setting back."""
+    before = jax.config.jax_compilation_cache_dir
+    yield lambda: jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_compiled_programs_are_kept_where_the_user_says(cache_dir, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    before = cache_dir()
+    keep_compiled()
+    assert cache_dir() == before
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    keep_compiled()
+    assert cache_dir() == str(tmp_path / "entropy_rl" / "compiled")

@@ -20,6 +20,7 @@ from pallas_kernels import decode_attention
 
 SEGMENT_BYTES = 2**21
 SEGMENT_SLOTS = 64
+MAX_SEGMENTS = 5
 
 
 class LayerCache(struct.PyTreeNode):
@@ -52,19 +53,14 @@ class KVCache(struct.PyTreeNode):
 
 
 def segment_sizes(slots: int, slot_bytes: int) -> list[int]:
-    """Slots of each segment: an eighth of all, another one, a quarter, a half.
+    """Slots of each segment: five of the same size, fewer where that is below 64 slots or 2 MiB.
 
-    A row then reads at most about twice what it has live, at the cost of four products. None is smaller than 64 slots
-    and 2 MiB (``slot_bytes`` is what one slot of all rows takes in a layer): reading less saves less than it costs.
+    ``slot_bytes`` is what one slot of all rows takes in a layer. A row reads at most a segment more than it has live;
+    every segment costs some ten small operations per layer, so that reading less of little would not pay.
     """
     least = max(SEGMENT_SLOTS, -(-SEGMENT_BYTES // slot_bytes))
-    sizes: list[int] = []
-    for part in (8, 8, 4):
-        size = max(-(-slots // part // SEGMENT_SLOTS) * SEGMENT_SLOTS, least)
-        if sum(sizes) + size + least > slots:
-            break
-        sizes.append(size)
-    return [*sizes, slots - sum(sizes)]
+    size = max(-(-slots // MAX_SEGMENTS // SEGMENT_SLOTS) * SEGMENT_SLOTS, least)
+    return [min(size, slots - start) for start in range(0, slots, size)]
 
 
 def init_cache(

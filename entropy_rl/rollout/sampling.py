@@ -24,7 +24,7 @@ from entropy_rl.rollout.erasing import init_erasing, observe, record_draw, resta
 from entropy_rl.types import PromptBatch, Rollout
 
 PREFILL_ROWS = 8
-STARTED_AT_ONCE = 8
+STARTED_AT_ONCE = 2
 
 
 class _Responses(struct.PyTreeNode):

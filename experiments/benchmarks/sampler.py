@@ -1,9 +1,9 @@
-"""Sampling speed beside Tunix: same weights, prompts and shapes, no early stop, greedy tokens compared first.
+"""Sampling speed beside Tunix and transformers: same weights, prompts and shapes, no early stop, greedy tokens compared.
 
-    python -m experiments.benchmarks.sampler --peer_python=PEER/bin/python --batch=8 --max_response=128
+    python -m experiments.benchmarks.sampler --tunix_python=A/bin/python --torch_python=B/bin/python --batch=8
 
-PEER is an environment with google-tunix==0.1.7, jax==0.10.2 and transformers==5.12.1. Without --peer_python only our
-own sampler is timed.
+A is an environment with google-tunix==0.1.7, jax==0.10.2 and transformers==5.12.1, B one with torch==2.13.0 and
+transformers==5.12.1. Without either only our own sampler is timed.
 """
 
 import os
@@ -15,7 +15,7 @@ from absl import app, flags
 
 from experiments.benchmarks import interleave, tiny_qwen3
 
-PEER = os.path.join(os.path.dirname(__file__), "peers", "tunix_sampler.py")
+PEERS = os.path.join(os.path.dirname(__file__), "peers")
 
 
 def worker(batch: int, max_prompt: int, max_response: int) -> None:
@@ -59,14 +59,15 @@ def main(argv) -> None:
         weights = os.path.join(directory, "weights.npz")
         tiny_qwen3.write_weights(weights)
         workers = {"entropy_rl": interleave.Worker([*module, *sizes])}
-        if f.peer_python:
-            workers["tunix"] = interleave.Worker([f.peer_python, PEER, "--weights", weights, *sizes])
-            same = np.mean(
-                np.array(workers["entropy_rl"].ready["greedy"]) == np.array(workers["tunix"].ready["greedy"])
-            )
-            print(f"greedy tokens equal: {100 * same:.2f} %; peer: {workers['tunix'].ready['versions']}")
+        for name, interpreter in (("tunix", f.tunix_python), ("transformers", f.torch_python)):
+            if not interpreter:
+                continue
+            script = os.path.join(PEERS, f"{name}_sampler.py")
+            peer = workers[name] = interleave.Worker([interpreter, script, "--weights", weights, *sizes])
+            same = np.mean(np.array(workers["entropy_rl"].ready["greedy"]) == np.array(peer.ready["greedy"]))
+            print(f"greedy tokens equal: {100 * same:.2f} %; peer: {peer.ready['versions']}")
             if same < 0.99:  # not the same model: the times would mean nothing
-                sys.exit("error: the two do not run the same model")
+                sys.exit(f"error: {name} does not run the same model")
         seconds = interleave.interleaved(workers, f.repeats)
     title = f"sampling, batch {f.batch}, prompt {f.max_prompt}, response {f.max_response}, {f.repeats} interleaved runs"
     interleave.print_table(seconds, f.batch * f.max_response, title)
@@ -75,7 +76,8 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("peer_python", "", "Interpreter of an environment with Tunix.")
+    flags.DEFINE_string("tunix_python", "", "Interpreter of an environment with Tunix.")
+    flags.DEFINE_string("torch_python", "", "Interpreter of an environment with torch and transformers.")
     flags.DEFINE_integer("batch", 8, "Rows.", lower_bound=1)
     flags.DEFINE_integer("max_prompt", 64, "Tokens.", lower_bound=2)
     flags.DEFINE_integer("max_response", 128, "Tokens.", lower_bound=1)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.decode_attention.reference import LOWEST
 
-GATHERED_ROWS = 16
+GATHERED_ROWS = 8
 
 
 def _attend(query, keys, values, length, *, cleared: bool):
