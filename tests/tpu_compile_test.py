@@ -34,8 +34,8 @@ def test_gradients_temporaries(chip, form):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32], ids=["bf16", "f32"])
-@pytest.mark.parametrize("slots", [128, 4096, 32_768 + 128])
-@pytest.mark.parametrize("group", [1, 2, 4, 7, 8])
+@pytest.mark.parametrize("slots", [128, 32_768 + 128])
+@pytest.mark.parametrize("group", [1, 4, 7])
 @pytest.mark.parametrize("kv_heads", [2, 8])
 @pytest.mark.parametrize("size", [64, 128])
 @pytest.mark.parametrize("chip", list(CHIPS))

@@ -1,10 +1,10 @@
-"""A whole GRPO step beside Tunix: sample, reward on the host, score with old and reference policy, one update.
+"""A whole GRPO step beside Tunix and TRL: sample, reward on the host, score with old and reference policy, one update.
 
-    python -m experiments.benchmarks.grpo_step --peer_python=PEER/bin/python
+    python -m experiments.benchmarks.grpo_step --tunix_python=A/bin/python --torch_python=B/bin/python
 
-Same weights, prompts, shapes (4 prompts x 4 samples, 64 + 64 tokens, k3 KL 0.04, AdamW); PEER as in
-``experiments.benchmarks.sampler``. Our step computes the old policy's log-probs anew, Tunix's (one update per batch)
-does not.
+Same weights, prompts, shapes (4 prompts x 4 samples, 64 + 64 tokens, k3 KL 0.04, AdamW); A and B as in
+``experiments.benchmarks.sampler``, B with trl==1.16.0 besides. Our step computes the old policy's log-probs anew, the
+others' (one update per batch) do not.
 """
 
 import os
@@ -15,7 +15,7 @@ from absl import app, flags
 
 from experiments.benchmarks import interleave, tiny_qwen3
 
-PEER = os.path.join(os.path.dirname(__file__), "peers", "tunix_grpo_step.py")
+PEERS = os.path.join(os.path.dirname(__file__), "peers")
 PROMPTS, SAMPLES, SIZE = 4, 4, 64
 
 
@@ -90,8 +90,10 @@ def main(argv) -> None:
         tiny_qwen3.write_weights(weights)
         module = [sys.executable, "-m", "experiments.benchmarks.grpo_step", "--worker"]
         workers = {"entropy_rl": interleave.Worker(module)}
-        if f.peer_python:
-            workers["tunix"] = interleave.Worker([f.peer_python, PEER, "--weights", weights])
+        for name, interpreter in (("tunix", f.tunix_python), ("trl", f.torch_python)):
+            if interpreter:
+                script = os.path.join(PEERS, f"{name}_grpo_step.py")
+                workers[name] = interleave.Worker([interpreter, script, "--weights", weights])
         seconds = interleave.interleaved(workers, f.repeats)
     title = f"GRPO step, {PROMPTS} x {SAMPLES} rows of {SIZE} + {SIZE} tokens, {f.repeats} interleaved runs"
     interleave.print_table(seconds, PROMPTS * SAMPLES * SIZE, title)
@@ -100,7 +102,8 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("peer_python", "", "Interpreter of an environment with Tunix.")
+    flags.DEFINE_string("tunix_python", "", "Interpreter of an environment with Tunix.")
+    flags.DEFINE_string("torch_python", "", "Interpreter of an environment with torch, transformers and TRL.")
     flags.DEFINE_integer("repeats", 9, "Runs of each.", lower_bound=1)
     flags.DEFINE_bool("worker", False, "Be a worker.")
     app.run(main)

@@ -1,4 +1,4 @@
-"""Sampling speed beside Tunix and transformers: same weights, prompts and shapes, no early stop, greedy tokens compared.
+"""Sampling speed beside Tunix and transformers: same weights, prompts and shapes, no early stop, greedy tokens equal.
 
     python -m experiments.benchmarks.sampler --tunix_python=A/bin/python --torch_python=B/bin/python --batch=8
 
