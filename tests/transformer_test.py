@@ -126,6 +126,8 @@ def test_wrong_readouts_are_refused():
             model.apply(params, tokens, positions, readout=readout)
     with pytest.raises(ValueError, match="without a cache"):
         model.apply(params, tokens, positions, model.empty_cache(1, 8), readout=Readout(positions, 0))
+    with pytest.raises(ValueError, match="keep makes a cache"):
+        model.apply(params, tokens, positions, model.empty_cache(1, 8), keep=True)
 
 
 def test_remat_changes_no_gradient():

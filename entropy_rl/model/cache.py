@@ -112,24 +112,17 @@ def copy_rows(cache: KVCache, rows: Int[Array, "C"], source: KVCache, source_row
 
 def _write(layer: LayerCache, keys, values, length) -> LayerCache:
     """T new tokens per row, keys and values [B, T, K, H], behind its length; what lies past the end is dropped."""
-    batch, steps, heads, size = keys.shape
-    row, head = jnp.arange(batch)[:, None, None], jnp.arange(heads)
-    slot = (length[:, None] + jnp.arange(steps)[None])[..., None]
-
-    def put(array, new, start, transposed):
-        count = array.shape[3 if transposed else 2]
-        local = jnp.where((slot >= start) & (slot < start + count), slot - start, count)
-        if transposed:
-            index = row[..., None], head[:, None], jnp.arange(size), local[..., None]
-        else:
-            index = row, head, local
-        return array.at[index].set(new.astype(array.dtype), mode="drop", unique_indices=True)
-
-    starts = layer.starts()
-    return LayerCache(
-        tuple(put(array, keys, start, True) for array, start in zip(layer.keys, starts, strict=True)),
-        tuple(put(array, values, start, False) for array, start in zip(layer.values, starts, strict=True)),
-    )
+    batch, steps = keys.shape[:2]
+    row = jnp.arange(batch)[:, None]
+    slot = length[:, None] + jnp.arange(steps)[None]
+    new_keys, new_values = [], []
+    for old_keys, old_values, start in zip(layer.keys, layer.values, layer.starts(), strict=True):
+        count = old_keys.shape[3]
+        at = jnp.where((slot >= start) & (slot < start + count), slot - start, count)
+        options = dict(mode="drop", unique_indices=True)
+        new_keys.append(old_keys.at[row, :, :, at].set(keys.astype(old_keys.dtype), **options))
+        new_values.append(old_values.at[row, :, at].set(values.astype(old_values.dtype), **options))
+    return LayerCache(tuple(new_keys), tuple(new_values))
 
 
 def _merged(first, second):

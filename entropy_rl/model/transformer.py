@@ -272,9 +272,12 @@ class Transformer(nn.Module):
             gradient.
 
         Raises:
-            ValueError: for a readout with a cache, of more than 64 positions, or of a layer the model does not have.
+            ValueError: for a readout with a cache, of more than 64 positions, or of a layer the model does not have;
+                for ``keep`` with a cache.
         """
         c = self.config
+        if keep and cache is not None:
+            raise ValueError("keep makes a cache of whole rows; the one given is returned with the tokens in it anyway")
         attention = None
         if readout is not None:
             if cache is not None or readout.positions.shape[1] > MAX_READOUT:
