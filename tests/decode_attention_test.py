@@ -54,7 +54,7 @@ def run(inputs, implementation, dtype=None, **options):
     return decode_attention(*caches, jnp.asarray(length), implementation=implementation, **options)
 
 
-def check(found, inputs, atol=2e-5):
+def assert_close(found, inputs, atol=2e-5):
     for got, want in zip(found, oracle(*inputs), strict=True):
         assert got.dtype == jnp.float32
         np.testing.assert_allclose(got, want, atol=atol, rtol=1e-6)
@@ -76,21 +76,21 @@ def test_a_number_by_hand():
 @pytest.mark.parametrize(("kv_heads", "group"), [(2, 1), (2, 2), (1, 4), (2, 7), (1, 8)])
 def test_lengths_and_groups(implementation, kv_heads, group):
     inputs = case(group=group, kv_heads=kv_heads)
-    check(run(inputs, implementation), inputs)
+    assert_close(run(inputs, implementation), inputs)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("size", [64, 128])
 def test_head_sizes_and_whole_blocks(implementation, size):
     inputs = case((256, 128, 5), size=size, slots=256)
-    check(run(inputs, implementation), inputs)
+    assert_close(run(inputs, implementation), inputs)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_bfloat16(implementation):
     inputs = case(size=128)
     rounded = tuple(np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32) for x in inputs[:3])
-    check(run(inputs, implementation, jnp.bfloat16), (*rounded, inputs[3]), atol=1e-2)
+    assert_close(run(inputs, implementation, jnp.bfloat16), (*rounded, inputs[3]), atol=1e-2)
 
 
 @pytest.mark.parametrize("implementation", ["reference", "xla"])
@@ -109,7 +109,7 @@ def test_dead_slots_change_not_one_bit(implementation, poison):
     clean, dirty = (run(case(poison=value), implementation) for value in (None, poison))
     for got, want in zip(dirty, clean, strict=True):
         np.testing.assert_array_equal(got, want)
-    check(dirty, case())
+    assert_close(dirty, case())
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -123,7 +123,7 @@ def test_empty_rows(implementation):
 def test_a_long_window(implementation):
     """More than 32,768 slots, blocks of 2,048 and a tail."""
     inputs = case((33_000, 40), size=8, kv_heads=1, slots=33_024, poison=np.nan)
-    check(run(inputs, implementation, block=2048), inputs)
+    assert_close(run(inputs, implementation, block=2048), inputs)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -158,7 +158,7 @@ def test_rows_are_independent_of_their_neighbours(implementation):
 def test_lengths_are_clipped(implementation):
     query, keys, values, _ = case((0, 0))
     found = run((query, keys, values, np.array([-3, 1000], np.int32)), implementation)
-    check(found, (query, keys, values, np.array([0, SLOTS], np.int32)))
+    assert_close(found, (query, keys, values, np.array([0, SLOTS], np.int32)))
 
 
 @pytest.mark.parametrize("size", [16, 128])
@@ -167,7 +167,7 @@ def test_tpu_kernel_has_no_races(lengths, size):
     """In memory that starts as NaN, rows in any order."""
     interpret = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan", random_seed=1)
     inputs = case(lengths, size=size, poison=np.nan)
-    check(run(inputs, "pallas_tpu", interpret=interpret), inputs)
+    assert_close(run(inputs, "pallas_tpu", interpret=interpret), inputs)
     from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # its only place
 
     assert not interpret_pallas_call.races.races_found

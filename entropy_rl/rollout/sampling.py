@@ -42,7 +42,6 @@ class _Decode(struct.PyTreeNode):
     Attributes:
         cache: of prompt and response, but for the token to feed next.
         row: the row being sampled, B where the slot is idle.
-        prompt, fed: its prompt, and the number of tokens it has sampled.
         token: the token to feed next.
         draws: draws of this row so far; erased ones would count too.
         next_row: int32 [], head of the queue.
@@ -52,8 +51,6 @@ class _Decode(struct.PyTreeNode):
 
     cache: KVCache
     row: Any
-    prompt: Any
-    fed: Any
     token: Any
     draws: Any
     next_row: Any
@@ -113,8 +110,6 @@ def _start_rows(state: _Decode, row, starting, prefilled: KVCache, last_token, s
     return state.replace(
         cache=lax.fori_loop(0, (count + STARTED_AT_ONCE - 1) // STARTED_AT_ONCE, copy, state.cache),
         row=jnp.where(starting, row, state.row),
-        prompt=jnp.where(starting, prompt, state.prompt),
-        fed=jnp.where(starting, 0, state.fed),
         token=jnp.where(starting, last_token[prompt], state.token),
         draws=jnp.where(starting, 0, state.draws),
         erasing=None if state.erasing is None else restart(state.erasing, starting),
@@ -171,9 +166,9 @@ def _local_sample(
     next_logits = _make_logits(model, unstacked(model.config, params))
     queued, row_at = _queue(prompts, samples_per_prompt)
 
-    def watch(state: _Decode, fed, token, stats, is_stop, live):
+    def watch(state: _Decode, prompt, fed, token, stats, is_stop, live):
         """(state, slots that erase, length they go back to, the token to feed there)."""
-        row, prompt = state.row, state.prompt
+        row = state.row
         recorded = record_draw(state.erasing, row, state.draws, fed, token, stats.log_probs, stats.entropy)
         sign, scores = (-1, "raw_log_probs") if erasing.score == "surprisal" else (1, "entropy")
         past = getattr(state.responses, scores)[jnp.minimum(row, num_rows - 1), jnp.maximum(fed - erasing.window, 0)]
@@ -185,8 +180,11 @@ def _local_sample(
         return state.replace(erasing=watched), erase, start, jnp.where(start > 0, before, last_token[prompt])
 
     def step(state: _Decode) -> _Decode:
-        row, fed, live = state.row, state.fed, state.row < num_rows
+        row, live = state.row, state.row < num_rows
         at = jnp.minimum(row, num_rows - 1)
+        prompt = at // samples_per_prompt
+        fed_prompt = prompts.length[prompt] - 1
+        fed = jnp.where(live, state.cache.length - fed_prompt, 0)  # tokens the row has sampled
         logits, cache = next_logits(state)
         token, log_prob, stats = draw(noise(at, state.draws), logits, **options)
         new = _Responses(token, log_prob, stats.log_probs, stats.entropy)
@@ -197,13 +195,12 @@ def _local_sample(
         # rows could start while the cache is still being read, and a layer of it would be copied at every step.
         length, done = fed + 1, live & (is_stop | (fed + 1 >= response_limit[at]) | (token < 0))
         if erasing is not None:
-            state, erase, start, before = watch(state, fed, token, stats, is_stop, live)
+            state, erase, start, before = watch(state, prompt, fed, token, stats, is_stop, live)
             done, length, token = done & ~erase, jnp.where(erase, start, length), jnp.where(erase, before, token)
         finished = jnp.where(done, row, num_rows)
         following = row_at(state.next_row + jnp.cumsum(done) - 1)
         state = state.replace(
-            cache=rewind(cache, jnp.where(live & ~done, prompts.length[state.prompt] - 1 + length, 0)),
-            fed=length,
+            cache=rewind(cache, jnp.where(live & ~done, fed_prompt + length, 0)),
             token=token,
             draws=state.draws + 1,
             length=state.length.at[finished].set(length, mode="drop"),
@@ -218,8 +215,6 @@ def _local_sample(
     state = _Decode(
         cache=model.empty_cache(slots, prompts.tokens.shape[1] - 1 + max_response),
         row=zeros,
-        prompt=zeros,
-        fed=zeros,
         token=zeros,
         draws=zeros,
         next_row=jnp.minimum(jnp.int32(slots), queued).astype(jnp.int32),

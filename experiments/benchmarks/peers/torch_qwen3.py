@@ -2,9 +2,9 @@
 
 import numpy as np
 import torch
+from protocol import LAYERS, VOCAB
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-VOCAB, LAYERS = 2048, 4
 NAMES = {
     "query/kernel": "self_attn.q_proj",
     "key/kernel": "self_attn.k_proj",
@@ -19,13 +19,6 @@ NAMES = {
     "mlp_norm/scale": "post_attention_layernorm",
 }
 CONTRACTED = {"out/kernel": 2}  # axes that are summed over; one elsewhere
-
-
-def prompt_ids(batch, size):
-    """The prompts of tiny_qwen3.prompt_ids."""
-    ids = np.random.default_rng(0).integers(3, VOCAB, (batch, size))
-    ids[:, 0] = 1
-    return ids
 
 
 def load(path):

@@ -1,13 +1,12 @@
 """Times transformers' ``generate``; see experiments/benchmarks/sampler.py."""
 
 import argparse
-import json
-import sys
-import time
+import itertools
 
 import torch
 import transformers
-from torch_qwen3 import load, prompt_ids
+from protocol import prompt_ids, serve
+from torch_qwen3 import load
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--weights")
@@ -33,9 +32,6 @@ def run(seed, **options):
 greedy = run(0, do_sample=False).tolist()
 sampled = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
 run(0, **sampled)
+seeds = itertools.count(1)
 versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
-print(json.dumps({"greedy": greedy, "versions": versions}), flush=True)
-for seed, _ in enumerate(sys.stdin, 1):
-    start = time.perf_counter()
-    run(seed, **sampled)
-    print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
+serve(lambda: run(next(seeds), **sampled), {"greedy": greedy, "versions": versions})

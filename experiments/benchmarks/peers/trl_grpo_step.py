@@ -1,41 +1,22 @@
-"""Times TRL's GRPO step; see experiments/benchmarks/grpo_step.py.
-
-One training call runs many steps; the reward function, called once a step, waits there for the word to go on. From
-"go" to the next call of it is one whole step: the update of this batch, then the sampling of the next.
-"""
+"""Times TRL's GRPO step; see experiments/benchmarks/grpo_step.py and protocol.paced."""
 
 import argparse
-import json
-import sys
 import tempfile
-import time
 
 import datasets
 import tokenizers
 import transformers
 import trl
-from torch_qwen3 import VOCAB, load, prompt_ids
-
-PROMPTS, SAMPLES, SIZE, STEPS = 4, 4, 64, 200
+from protocol import PROMPTS, SAMPLES, SIZE, STEPS, VOCAB, paced, prompt_ids
+from torch_qwen3 import load
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--weights")
 args = parser.parse_args()
-calls, started = 0, None
 
 
-def reward(completion_ids, **_):
-    global calls, started
-    calls += 1
-    assert len(completion_ids) == PROMPTS * SAMPLES
-    assert all(len(ids) == SIZE for ids in completion_ids)
-    if calls == 3:
-        print(json.dumps({"versions": f"TRL {trl.__version__}"}), flush=True)
-    elif calls > 3:
-        print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
-    if calls >= 3 and not sys.stdin.readline():
-        sys.exit(0)
-    started = time.perf_counter()
+def rewards(completion_ids, **_):
+    assert [len(ids) for ids in completion_ids] == [SIZE] * PROMPTS * SAMPLES
     return [float(sum(ids) % 7) for ids in completion_ids]
 
 
@@ -55,7 +36,7 @@ with tempfile.TemporaryDirectory() as directory:
     trainer = trl.GRPOTrainer(
         model=directory,
         processing_class=words(),
-        reward_funcs=reward,
+        reward_funcs=paced(rewards, {"versions": f"TRL {trl.__version__}"}),
         train_dataset=datasets.Dataset.from_dict({"prompt": texts * STEPS}),
         args=trl.GRPOConfig(
             output_dir=directory, use_cpu=True, bf16=False, gradient_checkpointing=False, max_steps=STEPS,

@@ -1,16 +1,12 @@
 """Tunix's Qwen3 with weights handed over as .npz; runs in the peer's environment, imports nothing of ours."""
 
-import json
-import sys
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from protocol import LAYERS, VOCAB, prompt_ids
 from tunix.models.qwen3 import model as q3
 
-VOCAB = 2048
 NAMES = {
     ("attn", "q_proj", "w"): "query/kernel",
     ("attn", "k_proj", "w"): "key/kernel",
@@ -46,9 +42,8 @@ class Ids:
 
 
 def texts(batch, size):
-    """The prompts of tiny_qwen3.prompt_ids, without the start id that Tunix adds."""
-    ids = np.random.default_rng(0).integers(3, VOCAB, (batch, size))
-    return [" ".join(map(str, row[1:])) for row in ids]
+    """The prompts, without the start id that Tunix adds."""
+    return [" ".join(map(str, row[1:])) for row in prompt_ids(batch, size)]
 
 
 def make_mesh():
@@ -60,7 +55,7 @@ def load(path):
     arrays = np.load(path)
     model = q3.Qwen3(
         q3.ModelConfig(
-            num_layers=4,
+            num_layers=LAYERS,
             vocab_size=VOCAB,
             embed_dim=256,
             hidden_dim=768,
@@ -86,11 +81,3 @@ def load(path):
         flat.append((path_, leaf.replace(jnp.asarray(value))))
     nnx.update(model, nnx.from_flat_state(flat))
     return model
-
-
-def serve(run, ready):
-    print(json.dumps(ready), flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        run()
-        print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)

@@ -1,40 +1,23 @@
-"""Times Tunix's GRPO step; see experiments/benchmarks/grpo_step.py.
-
-One training call runs many steps; the reward function, called once a step, waits there for the word to go on. From
-"go" to the next call of it is one whole step: the update of this batch, then the sampling of the next.
-"""
+"""Times Tunix's GRPO step; see experiments/benchmarks/grpo_step.py and protocol.paced."""
 
 import argparse
-import json
-import sys
-import time
 
 import optax
+import tunix
 from grain import python as grain
+from protocol import PROMPTS, SAMPLES, SIZE, STEPS, paced
 from tunix.rl import rl_cluster as rc
 from tunix.rl.grpo import grpo_learner as gl
 from tunix.rl.rollout import base_rollout
 from tunix_common import Ids, load, make_mesh, texts
 
-PROMPTS, SAMPLES, SIZE, STEPS = 4, 4, 64, 200
-
 parser = argparse.ArgumentParser()
 parser.add_argument("--weights")
 args = parser.parse_args()
-calls, started = 0, None
 
 
-def reward(prompts, completions, **_):
-    global calls, started
-    calls += 1
+def rewards(completions, **_):
     assert len(completions) == PROMPTS * SAMPLES
-    if calls == 3:
-        print(json.dumps({}), flush=True)
-    elif calls > 3:
-        print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
-    if calls >= 3 and not sys.stdin.readline():
-        sys.exit(0)
-    started = time.perf_counter()
     return [float(sum(map(int, text.split())) % 7) for text in completions]
 
 
@@ -66,7 +49,7 @@ with mesh:
     learner = gl.GRPOLearner(
         rl_cluster=engine,
         algo_config=gl.GRPOConfig(num_generations=SAMPLES, num_iterations=1, beta=0.04),
-        reward_fns=reward,
+        reward_fns=paced(rewards, {"versions": f"Tunix {tunix.__version__}"}),
     )
     data = grain.MapDataset.source(texts(PROMPTS, SIZE) * STEPS).batch(PROMPTS)
     learner.train(data.map(lambda batch: {"prompts": batch, "answer": batch}))

@@ -5,8 +5,9 @@ import argparse
 import jax
 import numpy as np
 import tunix
+from protocol import serve
 from tunix.generate import sampler as sampler_lib
-from tunix_common import Ids, load, make_mesh, serve, texts
+from tunix_common import Ids, load, make_mesh, texts
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--weights")
