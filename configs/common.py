@@ -93,6 +93,12 @@ def base_config() -> ConfigDict:
     # Lengths the update is compiled for. With more than one, microbatches are of rows of similar length, and each costs
     # what its longest response does, rounded up to one of so many even steps of max_response.
     config.batch.length_buckets = 1
+    # Read a prompt once for all of its responses in a minibatch, which then has an equal part of every group. It saves
+    # most where prompts are long beside responses; a microbatch has at least one group's part.
+    config.batch.share_prompts = False
+    # The old policy's log-probs and entropy: of the "trainer", computed anew, or those the "sampler" drew with, which
+    # saves a forward pass and is the same to about 1e-5 in float32.
+    config.batch.old_stats = "trainer"
     config.batch.mask_truncated = False  # leave responses cut by the length limit out of the loss
 
     # Options and their meaning: entropy_rl/objectives/recipes.py; every recipe has GRPO's, and may have its own.

@@ -33,6 +33,7 @@ def embedded(size: str = "") -> ConfigDict:
     # caches and take 60 % of the time of a whole minibatch.
     config.model.remat = "full"
     config.batch.microbatches, config.pretrain.microbatches = 4, 4
+    config.batch.share_prompts = True
     config.curriculum.problems = 2048
     if size == "tiny":
         config.steps = 3

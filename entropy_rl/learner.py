@@ -17,7 +17,7 @@ from entropy_rl.objectives.losses import reduction_weights
 from entropy_rl.objectives.recipe import Recipe, StepContext, TokenLoss, run_stages
 from entropy_rl.parallel.mesh import replicated
 from entropy_rl.types import ERASED, FRESH, Rollout, TrainState
-from pallas_kernels import linear_token_stats
+from pallas_kernels import SharedPrompt
 
 _NOT_DECAYED = ("scale", "bias", "embedding")
 
@@ -46,9 +46,39 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
     return TrainState(params, optimizer.init(params), updates, skipped, in_a_row)
 
 
+def _before_responses(model: Transformer, params: Any, rollout: Rollout, *, max_response: int, longest: int) -> Any:
+    """[B, longest, D]: the hidden state that predicts each of the ``longest`` places behind each row's prompt."""
+    tokens = rollout.tokens[:, : rollout.tokens.shape[1] - max_response + longest]
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden = model.apply(params, tokens, positions)[0]
+    return jax.vmap(lambda x, at: lax.dynamic_slice_in_dim(x, at - 1, longest))(hidden, rollout.prompt_length)
+
+
+def _before_grouped(
+    model: Transformer, params: Any, rollout: Rollout, *, max_response: int, longest: int, group_size: int
+) -> Any:
+    """The same where every ``group_size`` rows share a prompt, which is then read once for all of them."""
+    batch = rollout.tokens.shape[0]
+    size, groups = rollout.tokens.shape[1] - max_response, batch // group_size
+    length = rollout.prompt_length[::group_size]
+    responses = jax.vmap(lambda x, at: lax.dynamic_slice_in_dim(x, at, longest))(rollout.tokens, rollout.prompt_length)
+    behind = length[:, None, None] + jnp.arange(longest)[None, None]
+    places = (
+        jnp.broadcast_to(jnp.arange(size), (groups, size)),
+        jnp.broadcast_to(behind, (groups, group_size, longest)).reshape(groups, -1),
+    )
+    tokens = jnp.concatenate([rollout.tokens[::group_size, :size], responses.reshape(groups, -1)], axis=1)
+    shared = SharedPrompt(length, size, group_size)
+    hidden = model.apply(params, tokens, jnp.concatenate(places, axis=1), prompt=shared)[0]
+    last = jnp.take_along_axis(hidden, length[:, None, None] - 1, axis=1)
+    inside = hidden[:, size:].reshape(groups, group_size, longest, -1)
+    first = jnp.broadcast_to(last[:, None], (groups, group_size, *last.shape[1:]))
+    return jnp.concatenate([first, inside[:, :, :-1]], axis=2).reshape(batch, longest, -1)
+
+
 def response_stats(
     model: Transformer, params: Any, rollout: Rollout, *, max_response: int, temperature: float, chunk_size: int = 4096,
-    longest: int | None = None,
+    longest: int | None = None, group_size: int = 1,
 ) -> tuple[Any, Any]:  # fmt: skip
     """The trainer's log-probs and entropy of every sampled token, f32 [B, T] nats, 0 elsewhere.
 
@@ -62,17 +92,18 @@ def response_stats(
         temperature: the sampler's; 0 (greedy sampling) counts as 1.
         chunk_size: vocabulary columns held at once.
         longest: tokens that no response of these rows exceeds; None: ``max_response``.
+        group_size: rows next to each other that have the same prompt; where more than one, it is read once for them.
     """
     batch, size = rollout.tokens.shape
     longest = max_response if longest is None else longest
-    tokens = rollout.tokens[:, : size - max_response + longest]
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    hidden = model.apply(params, tokens, positions)[0]
+    sizes = dict(max_response=max_response, longest=longest)
+    if group_size == 1:
+        before = _before_responses(model, params, rollout, **sizes)
+    else:
+        before = _before_grouped(model, params, rollout, **sizes, group_size=group_size)
     weight, layout = head_weight(model.config, params)
-    # The hidden state before a token predicts it.
-    before = jax.vmap(lambda x, at: lax.dynamic_slice_in_dim(x, at - 1, longest))(hidden, rollout.prompt_length)
-    targets = jax.vmap(lambda x, at: lax.dynamic_slice_in_dim(x, at, longest))(tokens, rollout.prompt_length)
-    stats = linear_token_stats(
+    targets = jax.vmap(lambda x, at: lax.dynamic_slice_in_dim(x, at, longest))(rollout.tokens, rollout.prompt_length)
+    stats = model.kernels.linear_token_stats(
         before.reshape(-1, before.shape[-1]),
         weight,
         targets.reshape(-1),
@@ -116,28 +147,40 @@ def answer_attention(
     return attention_mass(attention, is_query, ids, mask, own, num_segments)
 
 
-def split_rows(tree: Any, num_pieces: int) -> Any:
-    """[B, ...] -> [num_pieces, B / num_pieces, ...]; piece i takes rows i, i + num_pieces, ..., some of each device."""
+def split_rows(tree: Any, num_pieces: int, group_size: int = 1) -> Any:
+    """[B, ...] -> [num_pieces, B / num_pieces, ...]; piece i takes groups i, i + num_pieces, ..., some of each device.
+
+    A group is ``group_size`` rows next to each other, which stay so.
+    """
 
     def split(x):
-        return jnp.swapaxes(x.reshape(x.shape[0] // num_pieces, num_pieces, *x.shape[1:]), 0, 1)
+        groups = x.shape[0] // (num_pieces * group_size)
+        x = jnp.swapaxes(x.reshape(groups, num_pieces, group_size, *x.shape[1:]), 0, 1)
+        return x.reshape(num_pieces, groups * group_size, *x.shape[3:])
 
     return jax.tree.map(split, tree)
 
 
-def join_rows(tree: Any) -> Any:
+def join_rows(tree: Any, group_size: int = 1) -> Any:
     """Undoes ``split_rows``."""
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
+
+    def join(x):
+        x = x.reshape(x.shape[0], -1, group_size, *x.shape[2:])
+        return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[3:])
+
+    return jax.tree.map(join, tree)
 
 
 def _taken(tree: Any, rows: Any) -> Any:
     return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), tree)
 
 
-def _by_length(rollout: Rollout, num_pieces: int) -> Any:
-    """int32 [B]: an order in which each piece of ``split_rows`` has rows of similar length, the first the shortest."""
-    ranked = jnp.argsort(rollout.length - rollout.prompt_length, stable=True)
-    return ranked.reshape(num_pieces, -1).T.reshape(-1)
+def _by_length(rollout: Rollout, num_pieces: int, group_size: int) -> Any:
+    """int32 [B]: an order in which each piece of ``split_rows`` has groups of similar length, the first the shortest;
+    a group's length is that of its longest response."""
+    longest = jnp.max((rollout.length - rollout.prompt_length).reshape(-1, group_size), axis=1)
+    ranked = jnp.argsort(longest, stable=True).reshape(num_pieces, -1).T.reshape(-1)
+    return (ranked[:, None] * group_size + jnp.arange(group_size)[None]).reshape(-1)
 
 
 def _lengths(max_response: int, num_buckets: int) -> tuple[int, ...]:
@@ -154,27 +197,28 @@ def _at_length(lengths: tuple[int, ...], rollout: Rollout, run: Callable[[int], 
 
 def make_score(
     model: Transformer, *, max_response: int, temperature: float, num_microbatches: int = 1, num_buckets: int = 1,
-    chunk_size: int = 4096,
+    chunk_size: int = 4096, group_size: int = 1,
 ) -> Callable[[Any, Rollout], tuple[Any, Any]]:  # fmt: skip
     """A compiled ``(params, rollout) -> (log_probs, entropy)`` of the trainer, in microbatches, without gradient.
 
     With several buckets, microbatches are of rows of similar length and cost what their longest response does, rounded
-    up to one of ``num_buckets`` lengths.
+    up to one of ``num_buckets`` lengths. With ``group_size``, so many rows next to each other have the same prompt,
+    which is read once for all of them; microbatches are then of whole groups.
     """
     lengths = _lengths(max_response, num_buckets)
 
     def score(params, rollout):
         def piece(part):
             stats = functools.partial(response_stats, model, params, part, max_response=max_response)
-            options = dict(temperature=temperature, chunk_size=chunk_size)
+            options = dict(temperature=temperature, chunk_size=chunk_size, group_size=group_size)
             return _at_length(lengths, part, lambda longest: stats(longest=longest, **options))
 
         rows = _bare(rollout)
         if num_buckets == 1:
-            return join_rows(lax.map(piece, split_rows(rows, num_microbatches)))
-        order = _by_length(rows, num_microbatches)
-        found = lax.map(piece, split_rows(_taken(rows, order), num_microbatches))
-        return _taken(join_rows(found), jnp.argsort(order))
+            return join_rows(lax.map(piece, split_rows(rows, num_microbatches, group_size)), group_size)
+        order = _by_length(rows, num_microbatches, group_size)
+        found = lax.map(piece, split_rows(_taken(rows, order), num_microbatches, group_size))
+        return _taken(join_rows(found, group_size), jnp.argsort(order))
 
     return jax.jit(score)
 
@@ -204,13 +248,14 @@ def make_loss(
     max_response: int,
     temperature: float,
     chunk_size: int = 4096,
+    group_size: int = 1,
 ) -> Callable[..., tuple[Any, dict[str, Any]]]:
     """``(params, rollout, weights [B, T], longest) -> (sum of weighted token losses, sums of token metrics)``."""
 
     def loss(params, rollout, weights, longest):
         log_probs, entropy = response_stats(
             model, params, rollout, max_response=max_response, temperature=temperature, chunk_size=chunk_size,
-            longest=longest,
+            longest=longest, group_size=group_size,
         )  # fmt: skip
         values, metrics = token_loss(log_probs, entropy, rollout)
         metrics = metrics | {"entropy": entropy}
@@ -233,17 +278,22 @@ def make_update(
     num_microbatches: int = 1,
     num_buckets: int = 1,
     chunk_size: int = 4096,
+    group_size: int = 1,
     state_shardings: Any = None,
 ) -> Callable[[TrainState, Rollout, Any], tuple[TrainState, dict[str, Any]]]:
     """A compiled ``(state, rollout, rows) -> (state, metrics)``: one optimizer step on the chosen rows.
 
     The gradient is accumulated over ``num_microbatches`` pieces in f32; the weights of tokens are fixed before the
     split, so the result does not depend on their number (to about 1e-6). With several buckets, pieces are of rows of
-    similar length, as in ``make_score``. Where the gradient's norm or the loss is not finite the step changes neither
-    parameters nor optimizer and is counted. ``state`` is donated.
+    similar length, as in ``make_score``; ``group_size`` too is as there, and ``rows`` then name whole groups. Where the
+    gradient's norm or the loss is not finite the step changes neither parameters nor optimizer and is counted.
+    ``state`` is donated.
     """
     lengths = _lengths(max_response, num_buckets)
-    loss = make_loss(model, token_loss, max_response=max_response, temperature=temperature, chunk_size=chunk_size)
+    loss = make_loss(
+        model, token_loss, max_response=max_response, temperature=temperature, chunk_size=chunk_size,
+        group_size=group_size,
+    )  # fmt: skip
 
     def token_weights(batch):
         """Erased attempts are beside the others: they change no weight, and their tokens weigh as the mean one does."""
@@ -257,19 +307,23 @@ def make_update(
 
     def accumulate(params, batch):
         if num_buckets > 1:
-            batch = _taken(batch, _by_length(batch, num_microbatches))
+            batch = _taken(batch, _by_length(batch, num_microbatches, group_size))
         weights = token_weights(batch)
         at_length = jax.value_and_grad(loss, has_aux=True)
 
         def gradient(params, part, part_weights):
             return _at_length(lengths, part, lambda longest: at_length(params, part, part_weights, longest))
 
+        if num_microbatches == 1:
+            (value, sums), grads = gradient(params, batch, weights)
+            return value, sums, jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), grads)
+
         def one(total, piece):
             (value, sums), grads = gradient(params, *piece)
             add = lambda a, b: a + b.astype(a.dtype)  # noqa: E731
             return jax.tree.map(add, total, (value, sums, grads)), None
 
-        pieces = split_rows((batch, weights), num_microbatches)
+        pieces = split_rows((batch, weights), num_microbatches, group_size)
         shapes = jax.eval_shape(lambda piece: gradient(params, *piece), jax.tree.map(lambda x: x[0], pieces))
         (value, sums), _ = shapes
         zeros = lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))  # noqa: E731

@@ -24,10 +24,11 @@ from entropy_rl.learner import init_state, make_optimizer
 from entropy_rl.methods.r3 import reflection_text
 from entropy_rl.model.hf_tokenizer import load_tokenizer
 from entropy_rl.model.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer, train_sentencepiece
-from entropy_rl.model.transformer import RopeScaling, Transformer, TransformerConfig
+from entropy_rl.model.transformer import RopeScaling, Transformer, TransformerConfig, decoding_params
 from entropy_rl.objectives.methods import METHODS, add_methods
 from entropy_rl.objectives.recipe import Recipe, RunFacts
 from entropy_rl.objectives.recipes import make_recipe
+from entropy_rl.parallel import MeshKernels
 from entropy_rl.parallel import mesh as mesh_lib
 from entropy_rl.parallel.multihost import is_main
 from entropy_rl.schedules import learning_rate_schedule
@@ -49,7 +50,7 @@ class Parts:
     model: Transformer
     mesh: Any
     param_shardings: Any
-    sampling_shardings: Any
+    for_sampling: Callable[[Any], Any]  # parameters -> what the sampler takes, split over ``tensor`` alone
 
     @functools.cache  # noqa: B019  (one Parts a run; encoding every prompt takes a while)
     def problems(self, split: str) -> Sequence[Problem]:
@@ -269,7 +270,7 @@ def build(config: ConfigDict, workdir: str, *, task: Task | None = None) -> Part
     os.makedirs(workdir, exist_ok=True)
     task = make_task(config) if task is None else task
     tokenizer = make_tokenizer(config, task, workdir)
-    model = Transformer(model_config(config, tokenizer))
+    model = Transformer(model_config(config, tokenizer), MeshKernels(mesh))
     axes, shapes = model.logical_axes(), jax.eval_shape(model.init_params, jax.random.key(0))
     return Parts(
         config=config,
@@ -279,8 +280,14 @@ def build(config: ConfigDict, workdir: str, *, task: Task | None = None) -> Part
         model=model,
         mesh=mesh,
         param_shardings=mesh_lib.param_shardings(mesh, axes, shapes),
-        sampling_shardings=mesh_lib.sampling_shardings(mesh, axes, shapes),
+        for_sampling=_make_for_sampling(model, mesh, shapes),
     )
+
+
+def _make_for_sampling(model: Transformer, mesh: Any, shapes: Any) -> Callable[[Any], Any]:
+    convert = functools.partial(decoding_params, model.config)
+    shardings = mesh_lib.sampling_shardings(mesh, model.decoding_axes(), jax.eval_shape(convert, shapes))
+    return jax.jit(convert, out_shardings=shardings)
 
 
 def make_run_recipe(config: ConfigDict, tokenizer: Tokenizer) -> Recipe:
@@ -328,6 +335,25 @@ def check_rows(config: ConfigDict, recipe: Recipe, mesh: Any) -> None:
     if prompts % shards:
         raise ValueError(
             f"{prompts} prompts (config.batch.prompts, and config.r3.reflections) do not divide over {shards} shards"
+        )
+    if batch.old_stats not in ("trainer", "sampler"):
+        raise ValueError(f"config.batch.old_stats={batch.old_stats!r} is not one of trainer, sampler")
+    if batch.old_stats == "sampler" and group > batch.samples:
+        raise ValueError(
+            "config.batch.old_stats='sampler' has no statistics of replayed and erased rows, which this recipe adds; "
+            "use 'trainer'"
+        )
+    if batch.old_stats == "sampler" and not config.sampling.temperature:
+        raise ValueError("config.batch.old_stats='sampler' needs a positive config.sampling.temperature")
+    if batch.share_prompts and group % batch.minibatches:
+        raise ValueError(
+            f"config.batch.share_prompts gives every minibatch an equal part of each group, and {group} rows do not "
+            f"divide into {batch.minibatches} minibatches; change one or set it to False"
+        )
+    if batch.share_prompts and prompts % (batch.microbatches * shards):
+        raise ValueError(
+            f"config.batch.share_prompts keeps a prompt's rows together, and {prompts} prompts do not divide into "
+            f"{batch.microbatches} microbatches over {shards} data shards; change one or set it to False"
         )
     if prompts * group % (pieces * shards):
         added = "" if group == batch.samples else ", with places for replayed and erased rows"

@@ -242,7 +242,7 @@ def benchmark(
         )  # fmt: skip
         check_settings(settings, {name: fingerprint(own) for name, own in chosen.items()}, out)
         params = policy_at(parts, workdir, step)[0] if workdir else base_params(parts, out)
-    params = jax.device_put(params, parts.sampling_shardings)
+    params = parts.for_sampling(params)
     results: dict[str, Any] = {}
     for name, task in tasks.items():
         with one_sentence(), task.grader:

@@ -86,7 +86,7 @@ def make_evaluator(
         )  # fmt: skip
 
     def evaluate(params: Any, running: RunningUncertainty | None = None) -> dict[str, Estimate]:
-        params = jax.device_put(params, parts.sampling_shardings)
+        params = parts.for_sampling(params)
         once = _correct(parts, greedy, params, problems, options.batch, 1, key)
         many = _correct(parts, sampled, params, problems, options.batch, options.samples, key)
         estimates = {"greedy": estimate(once[:, 0])} | accuracy_estimates(many)

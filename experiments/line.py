@@ -56,6 +56,15 @@ class Done:
     skipped_in_a_row: int
 
 
+def minibatches(key: Any, rows: int, count: int, group_size: int) -> Any:
+    """int32 [count, rows / count], every row once in random order: with ``group_size`` above 1 an equal part of each
+    group, side by side, in every minibatch."""
+    if group_size == 1:
+        return jax.random.permutation(key, rows).reshape(count, -1)
+    groups = jax.random.permutation(key, jnp.arange(rows).reshape(-1, group_size), axis=1, independent=True)
+    return jnp.swapaxes(groups.reshape(-1, count, group_size // count), 0, 1).reshape(count, -1)
+
+
 class Line:
     """The compiled stages of a run and their order; it knows the recipe, but no recipe by name.
 
@@ -68,7 +77,7 @@ class Line:
     def __init__(self, parts: Parts, recipe: Recipe, optimizer: optax.GradientTransformation):
         config = parts.config
         batch, sampling = config.batch, config.sampling
-        self._batch, self._recipe, self._sampling_shardings = batch, recipe, parts.sampling_shardings
+        self._batch, self._recipe, self._for_sampling = batch, recipe, parts.for_sampling
         sampler = make_sampler(
             parts.model,
             parts.mesh,
@@ -87,6 +96,7 @@ class Line:
         forward = dict(
             max_response=sampling.max_response, temperature=sampling.temperature, chunk_size=config.head_chunk,
             num_buckets=batch.length_buckets,
+            group_size=self.group_size // batch.minibatches if batch.share_prompts else 1,
         )  # fmt: skip
         pieces = batch.minibatches * batch.microbatches
         self._score = make_score(parts.model, num_microbatches=pieces, **forward)
@@ -122,13 +132,14 @@ class Line:
         """
         clock = _Clock()
         asked = self.collector.ask(problems, step=number, epoch=epoch)
-        sampling_params = jax.device_put(state.params, self._sampling_shardings)
+        sampling_params = self._for_sampling(state.params)
         scores: list[Any] = []  # where the rows stay as they are, they are scored while the host grades them
 
         def score(rollout: Rollout) -> None:
             scores.append(self._score(state.params, rollout))
 
-        meanwhile = score if self.collector.keeps_rows else None
+        from_sampler = self._batch.old_stats == "sampler"
+        meanwhile = score if self.collector.keeps_rows and not from_sampler else None
         rollout, tokens, sample_seconds = self.collector.collect(
             sampling_params, asked, key, stages.get("erasing"), meanwhile
         )
@@ -136,6 +147,8 @@ class Line:
         rollout = self.collector.augment(rollout, asked, step=number)
         augment_seconds = clock.lap(rollout)
 
+        if from_sampler:
+            scores.append((rollout.raw_log_probs, rollout.entropy))
         if not scores:
             score(rollout)
         rollout = scored(rollout, *scores[0], mask_truncated=self._batch.mask_truncated)
@@ -149,8 +162,8 @@ class Line:
 
         updates, read = [], rollout.for_update()
         for epoch_number in range(self._batch.epochs):
-            order = jax.random.permutation(jax.random.fold_in(key, epoch_number), rollout.tokens.shape[0])
-            for minibatch in order.reshape(self._batch.minibatches, -1):
+            chosen = jax.random.fold_in(key, epoch_number), rollout.tokens.shape[0], self._batch.minibatches
+            for minibatch in minibatches(*chosen, self.group_size if self._batch.share_prompts else 1):
                 state, update_values = self._update(state, read, minibatch)
                 updates.append(update_values)
         update_seconds = clock.lap(state)

@@ -89,6 +89,18 @@ def pretrain(parts: Parts, workdir: str) -> Any:
     writer = MetricsWriter(workdir, resume_step=first, tensorboard=config.log.tensorboard) if is_main() else None
     progress = ProgressLine(pre.steps, first=first, every=max(config.log.every, pre.steps // 10), title="pretrain")
     start, mesh = time.perf_counter(), parts.mesh
+
+    def report(done, metrics):
+        if int(metrics["skipped_in_a_row"]) >= config.optimizer.max_skipped_in_a_row:
+            checkpointer.close()
+            sys.exit(f"error: pretraining stopped at step {done}: gradients are not finite; lower its learning rate")
+        values = {name: float(metrics[name]) for name in ("cross_entropy", "entropy", "grad_norm")}
+        if writer is not None:
+            writer.write(done, values | {"seconds": time.perf_counter() - start})
+            shown = {"loss": f"{values['cross_entropy']:.3f}", "entropy": f"{values['entropy']:.3f}"}
+            progress.update(done, shown)
+
+    running = None  # the step on the devices, while this host reports the one before and encodes the next
     for step in range(first, pre.steps):
         batch = encode_demonstrations(
             stream.next_batch(),
@@ -99,17 +111,13 @@ def pretrain(parts: Parts, workdir: str) -> Any:
             learn_prompt=pre.learn_prompt,
         )
         state, metrics = update(state, to_global(batch, row_sharding(mesh)), rows)
-        done = step + 1
-        if int(metrics["skipped_in_a_row"]) >= config.optimizer.max_skipped_in_a_row:
-            checkpointer.close()
-            sys.exit(f"error: pretraining stopped at step {done}: gradients are not finite; lower its learning rate")
-        values = jax.device_get({name: metrics[name] for name in ("cross_entropy", "entropy", "grad_norm")})
-        if writer is not None:
-            writer.write(done, values | {"seconds": time.perf_counter() - start})
-            shown = {"loss": f"{values['cross_entropy']:.3f}", "entropy": f"{values['entropy']:.3f}"}
-            progress.update(done, shown)
-        if done % pre.checkpoint_every == 0 or done == pre.steps:
-            checkpointer.save(done, state, {"stream": stream.state()})
+        if running is not None:
+            report(*running)
+        running = (step + 1, metrics)
+        if running[0] % pre.checkpoint_every == 0 or running[0] == pre.steps:
+            report(*running)
+            checkpointer.save(running[0], state, {"stream": stream.state()})
+            running = None
     progress.close()
     checkpointer.close()
     if writer is not None:

@@ -51,7 +51,7 @@ def rank(parts: Parts, params: Any, workdir: str) -> str:
         temperature=config.sampling.temperature,
     )  # fmt: skip
     key = jax.random.fold_in(jax.random.key(config.seed), 4)
-    params = jax.device_put(params, parts.sampling_shardings)
+    params = parts.for_sampling(params)
     progress = ProgressLine(count, first=done, every=count, title="rank")
     batch = config.eval.batch
     for first in range(done, count, batch):

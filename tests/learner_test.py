@@ -48,6 +48,48 @@ def test_scores_against_all_logits(setting):
             np.testing.assert_allclose(a, jnp.where(rollout.response_mask, b, 0), atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def grouped(setting):
+    """Four rows to a prompt; prompts of all lengths; a row without a response."""
+    model, params, rollout = setting
+    first = lambda x: jnp.repeat(x[::4], 4, axis=0)
+    start = first(rollout.prompt_length)
+    length = start + (rollout.length - rollout.prompt_length)
+    place = jnp.arange(PROMPT + RESPONSE)[None]
+    mask = (place >= start[:, None]) & (place < length[:, None]) & (jnp.arange(ROWS) != 5)[:, None]
+    tokens = jnp.where(place < start[:, None], first(rollout.tokens), rollout.tokens)
+    rollout = rollout.replace(tokens=tokens, prompt_length=start, length=length, response_mask=mask, loss_mask=mask)
+    log_probs, entropy = learner.make_score(model, **SHAPE)(params, rollout)
+    noise = 0.2 * jax.random.normal(jax.random.key(6), log_probs.shape)
+    old = jnp.where(mask, log_probs + noise, 0)
+    return model, params, rollout.replace(old_log_probs=old, old_entropy=entropy)
+
+
+@pytest.mark.parametrize(("group_size", "pieces", "buckets"), [(4, 1, 1), (2, 2, 3)])
+def test_a_prompt_read_once_for_its_group(grouped, group_size, pieces, buckets):
+    """Scores and gradient are those of rows that each read their own."""
+    model, params, rollout = grouped
+    assert len(set(rollout.prompt_length.tolist())) == 2
+    want = dense_stats(model, params, rollout.tokens, 0.9)
+    shape = dict(num_microbatches=pieces, num_buckets=buckets, group_size=group_size, **SHAPE)
+    for a, b in zip(learner.make_score(model, **shape)(params, rollout), want, strict=True):
+        np.testing.assert_allclose(a, jnp.where(rollout.response_mask, b, 0), atol=1e-5)
+    alone, metrics = sgd_gradient(grouped, "token_mean", 1, kl_coef=0.01)
+    shared, shared_metrics = sgd_gradient(grouped, "token_mean", pieces, buckets, kl_coef=0.01, group_size=group_size)
+    difference = jax.tree.map(lambda a, b: a - b, alone, shared)
+    assert optax.tree.norm(difference) <= 1e-5 * optax.tree.norm(alone)
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], shared_metrics[name], rtol=1e-4, atol=1e-6)
+
+
+def test_groups_stay_together():
+    rows = jnp.arange(24)
+    for pieces, group in ((1, 1), (3, 1), (2, 4), (3, 2), (6, 4)):
+        split = learner.split_rows(rows, pieces, group)
+        np.testing.assert_array_equal(split.reshape(-1, group) % group, np.tile(np.arange(group), (24 // group, 1)))
+        np.testing.assert_array_equal(learner.join_rows(split, group), rows)
+
+
 def test_a_bucket_holds_its_longest_response(setting):
     """Every row alone in its piece is scored by a program of its own length; a shorter one would lose tokens."""
     rollout = setting[2]
@@ -60,14 +102,15 @@ def test_a_bucket_holds_its_longest_response(setting):
         assert used == min(x for x in lengths if x >= count)
 
 
-def sgd_gradient(setting, reduction, pieces, buckets=1, **options):
+def sgd_gradient(setting, reduction, pieces, buckets=1, group_size=1, **options):
     """Gradient of one update, read off an SGD step of rate 1."""
     model, params, rollout = setting
     recipe = make_recipe("grpo", reduction=reduction, **options)
     optimizer = optax.sgd(1.0)
     update = learner.make_update(
-        model, optimizer, recipe.token_loss, reduction=reduction, num_microbatches=pieces, num_buckets=buckets, **SHAPE
-    )
+        model, optimizer, recipe.token_loss, reduction=reduction, num_microbatches=pieces, num_buckets=buckets,
+        group_size=group_size, **SHAPE,
+    )  # fmt: skip
     state = learner.init_state(jax.tree.map(jnp.copy, params), optimizer)
     state, metrics = update(state, rollout, jnp.arange(ROWS))
     return jax.tree.map(lambda a, b: a - b, params, state.params), metrics

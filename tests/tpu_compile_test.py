@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmarks.head import CHIPS, FORMS, compiled, device
-from pallas_kernels import decode_attention
+from pallas_kernels import SharedPrompt, causal_attention, decode_attention
 
 
 @pytest.mark.parametrize("vocab", [32_000, 151_936])
@@ -60,3 +60,21 @@ def test_decode_attention_compiles(chip, size, kv_heads, group, slots, dtype):
     assert 'custom_call_target="tpu_custom_call"' in text
     cache = rf"\[{rows},{kv_heads},({size},{slots}|{slots},{size})\]\S* copy"
     assert not re.search(cache, text)
+
+
+@pytest.mark.parametrize("shared", [None, (1024, 8)], ids=["plain", "shared"])
+@pytest.mark.parametrize("chip", list(CHIPS))
+def test_causal_attention_compiles(chip, shared):
+    """Forward and backward, in memory that is a small part of the scores'."""
+    size = 8192 if shared is None else shared[0] + shared[1] * 1024
+    sharding = jax.sharding.SingleDeviceSharding(device(chip))
+    query, keys = (jax.ShapeDtypeStruct((1, size, n, 128), jnp.bfloat16, sharding=sharding) for n in (8, 2))
+    length = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=sharding)
+
+    def loss(query, keys, values, length):
+        prompt = None if shared is None else SharedPrompt(length, *shared)
+        return jnp.sum(causal_attention(query, keys, values, prompt=prompt, platform="tpu").astype(jnp.float32))
+
+    program = jax.jit(jax.grad(loss, (0, 1, 2))).lower(query, keys, keys, length).compile()
+    assert program.as_text().count('custom_call_target="tpu_custom_call"') >= 3
+    assert program.memory_analysis().temp_size_in_bytes < 8 * size**2 * 4 / 8

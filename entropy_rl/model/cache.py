@@ -8,6 +8,7 @@ reads at the speed of memory. A segment in which a row has nothing live leaves t
 so no row depends on its neighbours.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -133,11 +134,11 @@ def _merged(first, second):
     return out_a * a + out_b * b, logsumexp
 
 
-def _over_slots(query, layer: LayerCache, length):
+def _over_slots(query, layer: LayerCache, length, attend):
     """Attention of every query [B, N, H] of a row to the row's first ``length`` slots."""
     found = None
     for keys, values, start in zip(layer.keys, layer.values, layer.starts(), strict=True):
-        part = decode_attention(query, keys, values, jnp.clip(length - start, 0, keys.shape[3]))
+        part = attend(query, keys, values, jnp.clip(length - start, 0, keys.shape[3]))
         found = part if found is None else _merged(found, part)
     return found
 
@@ -159,6 +160,8 @@ def cached_attention(
     values: Float[Array, "B T K H"],
     layer: LayerCache,
     length: Int[Array, "B"],
+    *,
+    attend: Callable[..., tuple[Any, Any]] = decode_attention,
 ) -> tuple[Float[Array, "B T N H"], LayerCache]:
     """Attention of T new tokens to the row's live slots and causally to each other; and the layer with them written.
 
@@ -167,16 +170,17 @@ def cached_attention(
         keys, values: of the new tokens. A single one is seen only where it still fits behind its row's length.
         layer: the layer's cache.
         length: slots in use, before the new tokens.
+        attend: ``decode_attention``, or the same on a mesh.
     """
     batch, steps, heads, size = query.shape
     kv_heads = keys.shape[2]
     written = _write(layer, keys, values, length)
     if steps == 1:  # what is read is what was written, so that a loop over tokens updates the cache in place
-        output, _ = _over_slots(query[:, 0], written, length + 1)
+        output, _ = _over_slots(query[:, 0], written, length + 1, attend)
         return output[:, None].astype(values.dtype), written
     grouped = jnp.einsum("BTKQH->BKQTH", query.reshape(batch, steps, kv_heads, -1, size))
     own, own_lse = _causal(grouped, keys, values)
-    before, before_lse = _over_slots(grouped.reshape(batch, -1, size), layer, length)
+    before, before_lse = _over_slots(grouped.reshape(batch, -1, size), layer, length, attend)
     output, _ = _merged((own, own_lse), (before.reshape(own.shape), before_lse.reshape(own_lse.shape)))
     output = jnp.einsum("BKQTH->BTKQH", output)
     return output.reshape(batch, steps, heads, size).astype(values.dtype), written

@@ -14,9 +14,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+import pallas_kernels
 from entropy_rl.model.cache import KVCache, LayerCache, cached_attention, init_cache, layer_cache
+from pallas_kernels import SharedPrompt
 
 REMAT_POLICIES = {
     "none": None,
@@ -119,13 +122,6 @@ def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T h"]) -> Float[A
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def causal_attention(
-    query: Float[Array, "B T N H"], keys: Float[Array, "B T K H"], values: Float[Array, "B T K H"]
-) -> Float[Array, "B T N H"]:
-    """Attention of every token to itself and what is before it; rows are right-padded, so no other mask is needed."""
-    return jax.nn.dot_product_attention(query, keys, values, is_causal=True)
-
-
 class Readout(NamedTuple):
     """Which attention to return besides the hidden states.
 
@@ -194,14 +190,34 @@ class Projection(nn.Module):
         return y.reshape(*x.shape[:2], *outputs)
 
 
+class FusedProjection(nn.Module):
+    """Several projections of the same inputs as one product, [D, ...]; made by ``decoding_params``, never initialised.
+
+    No axis is flattened: one of them may be split over devices, and is not always the outermost.
+    """
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T X Y ..."]:
+        """x @ kernel + bias, where there is one."""
+        read = lambda name: jnp.asarray(self.get_variable("params", name)).astype(self.config.dtype)  # noqa: E731
+        y = jnp.einsum("BTD,D...->BT...", x, read("kernel"))
+        return y + read("bias")[None, None] if self.has_variable("params", "bias") else y
+
+
 class Layer(nn.Module):
     """One pre-norm block: attention, then SwiGLU.
 
+    It takes the parameters of a layer, or those that ``decoding_params`` makes of them.
+
     Attributes:
+        kernels: see ``Transformer``.
         keep: without a cache, return one of the tokens.
     """
 
     config: TransformerConfig
+    kernels: Any
     keep: bool = False
 
     def _norm(self, name: str, axis: str = "embed_norm"):
@@ -213,38 +229,52 @@ class Layer(nn.Module):
         return Projection(self.config, inputs, outputs, bias, scale, name=name)
 
     @nn.compact
-    def __call__(self, carry, angles, readout, layer, cache: LayerCache | None = None, length=None):
+    def __call__(self, carry, angles, readout, prompt, layer, cache: LayerCache | None = None, length=None):
         """((hidden [B, T, D], attention read out so far), the layer's cache with the tokens in it, or None)."""
         c = self.config
         hidden, attention = carry
+        fused = self.has_variable("params", "qkv")
         residual_scale = (2 * c.num_layers) ** -0.5
         x = self._norm("attention_norm")(hidden)
-        query = self._project("query", ("embed",), ("heads", "head_dim"), bias=c.qkv_bias)(x)
-        keys = self._project("key", ("embed",), ("kv_heads", "head_dim"), bias=c.qkv_bias)(x)
-        values = self._project("value", ("embed",), ("kv_heads", "head_dim"), bias=c.qkv_bias)(x)
+        if not fused:
+            query = self._project("query", ("embed",), ("heads", "head_dim"), bias=c.qkv_bias)(x)
+            keys = self._project("key", ("embed",), ("kv_heads", "head_dim"), bias=c.qkv_bias)(x)
+            values = self._project("value", ("embed",), ("kv_heads", "head_dim"), bias=c.qkv_bias)(x)
+        else:
+            joint = FusedProjection(c, name="qkv")(x)
+            query, keys, values = joint[..., :-2, :], joint[..., -2, :], joint[..., -1, :]
+            query = query.reshape(*x.shape[:2], c.num_heads, c.head_dim)
         if c.qk_norm:
             query, keys = self._norm("query_norm", "head_dim")(query), self._norm("key_norm", "head_dim")(keys)
         query, keys = rotate(query, angles), rotate(keys, angles)
         if cache is None:
-            attended = causal_attention(query, keys, values)
+            attended = self.kernels.causal_attention(query, keys, values, prompt=prompt)
             cache = layer_cache(keys, values) if self.keep else None
         else:
-            attended, cache = cached_attention(query, keys, values, cache, length)
+            attended, cache = cached_attention(query, keys, values, cache, length, attend=self.kernels.decode_attention)
         if readout is not None:
             read = lambda: attention_readout(query, keys, readout.positions)  # noqa: E731
             attention = jax.lax.cond(layer == readout.layer, read, lambda: attention)
         hidden += self._project("out", ("heads", "head_dim"), ("embed",), scale=residual_scale)(attended)
         x = self._norm("mlp_norm")(hidden)
-        gate = self._project("gate", ("embed",), ("mlp",))(x)
-        up = self._project("up", ("embed",), ("mlp",))(x)
+        if not fused:
+            gate, up = (self._project(name, ("embed",), ("mlp",))(x) for name in ("gate", "up"))
+        else:
+            gate, up = jnp.unstack(FusedProjection(c, name="gate_up")(x), axis=2)
         hidden += self._project("down", ("mlp",), ("embed",), scale=residual_scale)(nn.silu(gate) * up)
         return (hidden, attention), cache
 
 
 class Transformer(nn.Module):
-    """A decoder: ``apply(params, tokens, positions, cache=None, *, readout=None) -> (hidden, cache)``."""
+    """A decoder: ``apply(params, tokens, positions, cache=None, *, readout=None) -> (hidden, cache)``.
+
+    Attributes:
+        kernels: what has ``causal_attention``, ``decode_attention`` and ``linear_token_stats``: ``pallas_kernels``, or
+            on several devices ``entropy_rl.parallel.MeshKernels``.
+    """
 
     config: TransformerConfig
+    kernels: Any = pallas_kernels
 
     @nn.compact
     def __call__(
@@ -254,17 +284,20 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         *,
         readout: Readout | None = None,
+        prompt: SharedPrompt | None = None,
         keep: bool = False,
     ) -> tuple[Any, ...]:
         """Final hidden states of ``tokens`` at absolute ``positions``.
 
         Without a cache the tokens are whole right-padded rows. With one they continue each row behind the cache's
-        length, and the returned cache holds them too; ``positions`` must say so.
+        length, and the returned cache holds them too; ``positions`` must say so. Parameters are as ``init`` made them
+        or those of ``decoding_params``.
 
         Args:
             tokens, positions: see above.
             cache: of what comes before the tokens.
             readout: which attention to return.
+            prompt: without a cache, rows are prompts with several continuations each; ``positions`` must say so.
             keep: without a cache, return one of exactly these tokens.
 
         Returns:
@@ -272,12 +305,14 @@ class Transformer(nn.Module):
             gradient.
 
         Raises:
-            ValueError: for a readout with a cache, of more than 64 positions, or of a layer the model does not have;
-                for ``keep`` with a cache.
+            ValueError: for a readout with a cache or a shared prompt, of more than 64 positions, or of a layer the
+                model does not have; for ``keep`` or ``prompt`` with a cache.
         """
         c = self.config
         if keep and cache is not None:
             raise ValueError("keep makes a cache of whole rows; the one given is returned with the tokens in it anyway")
+        if prompt is not None and (cache is not None or readout is not None):
+            raise ValueError("rows with a shared prompt take no cache and no readout")
         attention = None
         if readout is not None:
             if cache is not None or readout.positions.shape[1] > MAX_READOUT:
@@ -300,14 +335,14 @@ class Transformer(nn.Module):
             )
         hidden = embed(tokens)
         angles = rotary_angles(c, positions)
-        if cache is None:
-            layers = jnp.arange(c.num_layers)
-            (hidden, attention), kept = self._scanned(keep)((hidden, attention), angles, readout, layers)
-            if keep:
-                length = jnp.full(tokens.shape[0], tokens.shape[1], jnp.int32)
-                cache = KVCache(_slices(kept, c.num_layers), length)
+        inputs, start = (angles, readout, prompt), 0 if cache is None else cache.length
+        if cache is None and not isinstance(self.get_variable("params", "layers"), tuple):
+            (hidden, attention), kept = self._scanned(keep)((hidden, attention), *inputs, jnp.arange(c.num_layers))
+            written = _slices(kept, c.num_layers) if keep else ()
         else:
-            hidden, cache = self._unrolled(hidden, angles, cache)
+            (hidden, attention), written = self._unrolled((hidden, attention), inputs, cache, keep)
+        if written:
+            cache = KVCache(written, jnp.broadcast_to(start + tokens.shape[1], tokens.shape[:1]).astype(jnp.int32))
         final_scale = nn.with_logical_partitioning(nn.initializers.ones, ("embed_norm",))
         norm = nn.RMSNorm(c.norm_eps, c.dtype, c.param_dtype, scale_init=final_scale, name="final_norm")
         hidden = norm(hidden)
@@ -321,23 +356,24 @@ class Transformer(nn.Module):
             Layer if policy is None else nn.remat(Layer, policy=policy, prevent_cse=False),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, 0),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
             length=c.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return scanned(c, keep, name="layers")
+        return scanned(c, self.kernels, keep, name="layers")
 
-    def _unrolled(self, hidden, angles, cache: KVCache):
-        """Layer after layer, each with a cache of its own; parameters stacked or, for decoding, ``unstacked``."""
+    def _unrolled(self, carry, inputs, cache: KVCache | None, keep: bool):
+        """Layer after layer, each with a cache of its own; parameters as they are or those of ``decoding_params``."""
         c = self.config
         params: Any = self.get_variable("params", "layers")
-        layers = params if isinstance(params, tuple) else _slices(params, c.num_layers)
+        layers = params if isinstance(params, tuple) else _for_decoding(c, params)
         written = []
-        for layer, own in zip(layers, cache.layers, strict=True):
-            apply: Any = functools.partial(Layer(c, parent=None).apply, {"params": layer})
-            (hidden, _), new = apply((hidden, None), angles, None, None, own, cache.length)
+        for number, layer in enumerate(layers):
+            own = () if cache is None else (cache.layers[number], cache.length)
+            apply: Any = functools.partial(Layer(c, self.kernels, keep, parent=None).apply, {"params": layer})
+            carry, new = apply(carry, *inputs, number, *own)
             written.append(new)
-        return hidden, KVCache(tuple(written), cache.length + hidden.shape[1])
+        return carry, tuple(written) if keep or cache is not None else ()
 
     def init_params(self, key: Any) -> Any:
         """Fresh parameters as plain arrays (``{"params": ...}``), without the boxes that hold logical axis names."""
@@ -347,6 +383,17 @@ class Transformer(nn.Module):
         """A tree like the parameters with a PartitionSpec of logical axis names at each leaf."""
         boxed = jax.eval_shape(self.init, jax.random.key(0), *self._example())
         return nn.get_partition_spec(boxed)
+
+    def decoding_axes(self) -> Any:
+        """``logical_axes`` of what ``decoding_params`` makes."""
+        tree = self.logical_axes()["params"]
+        drop = lambda specs: jax.tree.map(lambda spec: PartitionSpec(*spec[1:]), specs)  # noqa: E731
+        layer = {name: drop(specs) for name, specs in tree["layers"].items() if name not in sum(_FUSED.values(), ())}
+        layer["qkv"] = {"kernel": PartitionSpec("embed", "kv_heads", None, "head_dim")}
+        if self.config.qkv_bias:
+            layer["qkv"]["bias"] = PartitionSpec("kv_heads", None, "head_dim")
+        layer["gate_up"] = {"kernel": PartitionSpec("embed", None, "mlp")}
+        return {"params": tree | {"layers": (layer,) * self.config.num_layers, "head": PartitionSpec("embed", "vocab")}}
 
     def _example(self):
         return jnp.zeros((1, 2), jnp.int32), jnp.arange(2)[None]
@@ -368,17 +415,47 @@ def _slices(stacked: Any, count: int) -> tuple[Any, ...]:
     return tuple(jax.tree.map(lambda x: x[i], stacked) for i in range(count))  # noqa: B023
 
 
-def unstacked(config: TransformerConfig, params: Any) -> Any:
-    """Variables with an array of its own for every layer, as ``apply`` with a cache takes them too.
+_FUSED = {"qkv": ("query", "key", "value"), "gate_up": ("gate", "up")}
 
-    A loop over tokens reads such arrays in place; of stacked ones it copies every layer at every token.
+
+def _for_decoding(config: TransformerConfig, layers: Any) -> tuple[Any, ...]:
+    groups = config.num_heads // config.num_kv_heads
+
+    def per_kv_head(name, leaf):
+        x = layers[name][leaf]
+        return x.reshape(*x.shape[:-2], config.num_kv_heads, groups if name == "query" else 1, config.head_dim)
+
+    def qkv(leaf):
+        return jnp.concatenate([per_kv_head(name, leaf) for name in _FUSED["qkv"]], axis=-2)
+
+    fused = {
+        "qkv": {leaf: qkv(leaf) for leaf in layers["query"]},
+        "gate_up": {"kernel": jnp.stack([layers[name]["kernel"] for name in _FUSED["gate_up"]], axis=2)},
+    }
+    rest = {name: tree for name, tree in layers.items() if name not in sum(_FUSED.values(), ())}
+    return _slices(rest | fused, config.num_layers)
+
+
+def decoding_params(config: TransformerConfig, params: Any) -> Any:
+    """The variables as a loop over tokens reads them best; ``apply`` and ``head_weight`` take them too.
+
+    In the dtype of computations, but for norms. Every layer has arrays of its own, which such a loop reads in place; of
+    stacked ones it would copy every layer at every token. Query, key and value are one product, "qkv"
+    [D, K, N / K + 2, H], and so are gate and up, "gate_up" [D, 2, F]; the unembedding is [D, V] even where it is tied.
+    What are such variables already is returned as it is.
     """
     tree = params["params"]
-    return {"params": tree | {"layers": _slices(tree["layers"], config.num_layers)}}
+    if isinstance(tree["layers"], tuple):
+        return params
+    weight, layout = head_weight(config, params)
+    head = weight if layout == "DV" else weight.T
+    tree = tree | {"layers": _for_decoding(config, tree["layers"]), "head": head}
+    cast = lambda path, x: x if path[-1].key == "scale" else x.astype(config.dtype)  # noqa: E731
+    return {"params": jax.tree_util.tree_map_with_path(cast, tree)}
 
 
 def head_weight(config: TransformerConfig, params: Any) -> tuple[Array, str]:
     """The unembedding and its layout ("DV" or, tied, "VD"), in the dtype of computations."""
     tree = params["params"]
-    weight, layout = (tree["embed"]["embedding"], "VD") if config.tied_embeddings else (tree["head"], "DV")
+    weight, layout = (tree["head"], "DV") if "head" in tree else (tree["embed"]["embedding"], "VD")
     return weight.astype(config.dtype), layout

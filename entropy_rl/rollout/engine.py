@@ -31,7 +31,8 @@ def make_sampler(
 ) -> Callable[..., Rollout]:
     """A compiled ``(params, prompts, key, running=None) -> Rollout``, its rows split over ``data`` and ``fsdp``.
 
-    ``params`` are split over ``tensor`` only (``sampling_shardings``). Groups are prompt-major, so none spans two
+    ``params``, as they are or better those of ``decoding_params``, are split over ``tensor`` only
+    (``sampling_shardings``). Groups are prompt-major, so none spans two
     shards. ``slots_per_device`` rows are decoded at once on each shard; at equal slots a row's tokens and log-probs
     are bit-identical on any number of data shards. ``running`` are the statistics that ``erasing`` goes by. Other
     arguments as in ``sample``.

@@ -17,7 +17,7 @@ from jaxtyping import Array, Int
 
 from entropy_rl.methods.e3rl import Erasing, RunningUncertainty
 from entropy_rl.model.cache import KVCache, copy_rows, rewind
-from entropy_rl.model.transformer import Transformer, head_weight, unstacked
+from entropy_rl.model.transformer import Transformer, decoding_params, head_weight
 from entropy_rl.parallel.mesh import gathered_over_tensor
 from entropy_rl.rollout.drawing import check_sampling_options, draw, uniforms
 from entropy_rl.rollout.erasing import init_erasing, observe, record_draw, restart
@@ -162,8 +162,9 @@ def _local_sample(
     num_rows = prompts.tokens.shape[0] * samples_per_prompt
     noise = _noise(row_keys(key, prompts, samples_per_prompt), max_response)
     last_token = jnp.take_along_axis(prompts.tokens, prompts.length[:, None] - 1, axis=1)[:, 0]
+    params = decoding_params(model.config, params)
     prefilled = prefill(model, params, prompts, rows=min(slots, PREFILL_ROWS))
-    next_logits = _make_logits(model, unstacked(model.config, params))
+    next_logits = _make_logits(model, params)
     queued, row_at = _queue(prompts, samples_per_prompt)
 
     def watch(state: _Decode, prompt, fed, token, stats, is_stop, live):
@@ -299,7 +300,7 @@ def sample(
 
     Args:
         model: its config fixes compute dtype and soft-cap.
-        params: the policy's variables.
+        params: the policy's variables, or ``decoding_params`` of them.
         prompts: P prompts, right-padded; ids, context and round enter the random streams.
         key: the step's key. A row's stream is ``key`` folded with prompt id, context, round, sample and draw.
         samples_per_prompt: G.

@@ -1,15 +1,17 @@
-"""A whole GRPO step beside Tunix and TRL: sample, reward on the host, score with old and reference policy, one update.
+"""A whole GRPO step beside Tunix and TRL: sample, reward on the host, score with the reference policy, one update.
 
     python -m experiments.benchmarks.grpo_step --tunix_python=A/bin/python --torch_python=B/bin/python
 
 Same weights, prompts, shapes (4 prompts x 4 samples, 64 + 64 tokens, k3 KL 0.04, AdamW); A and B as in
-``experiments.benchmarks.sampler``, B with trl==1.16.0 besides. Our step computes the old policy's log-probs anew, the
-others' (one update per batch) do not.
+``experiments.benchmarks.sampler``, B with trl==1.16.0 besides. Nobody computes the old policy's log-probs anew: the
+others take the update's own (there is one per batch), ours the sampler's (``config.batch.old_stats="sampler"``). Ours
+reads a prompt once for its samples (``config.batch.share_prompts``).
 """
 
 import os
 import sys
 import tempfile
+from typing import Any
 
 from absl import app, flags
 
@@ -35,10 +37,9 @@ def worker() -> None:
     optimizer = learner.make_optimizer(1e-6)
     recipe = make_recipe("grpo", kl_coef=0.04)
     state = learner.init_state(jax.tree.map(jnp.copy, reference), optimizer)
-    score = learner.make_score(model, max_response=SIZE, temperature=1.0)
-    update = learner.make_update(
-        model, optimizer, recipe.token_loss, reduction=recipe.reduction, max_response=SIZE, temperature=1.0
-    )
+    forward: dict[str, Any] = dict(max_response=SIZE, temperature=1.0, group_size=SAMPLES)
+    score = learner.make_score(model, **forward)
+    update = learner.make_update(model, optimizer, recipe.token_loss, reduction=recipe.reduction, **forward)
     mesh = make_mesh(devices=jax.devices()[:1])
     prepare = learner.make_prepare(recipe, mesh, group_size=SAMPLES, max_response=SIZE)
     stages = recipe.init_states()
@@ -59,12 +60,11 @@ def worker() -> None:
         rollout = sample(model, state.params, prompts, key, samples_per_prompt=SAMPLES, max_response=SIZE)
         texts = [" ".join(map(str, row)) for row in np.asarray(rollout.tokens)[:, SIZE:].tolist()]
         rewards = jnp.array([float(sum(map(int, text.split())) % 7) for text in texts])
-        old_log_probs, old_entropy = score(state.params, rollout)
         rollout = rollout.fresh().replace(
             rewards=rewards,
             correct=rewards > 0,
-            old_log_probs=old_log_probs,
-            old_entropy=old_entropy,
+            old_log_probs=rollout.raw_log_probs,
+            old_entropy=rollout.entropy,
             ref_log_probs=score(reference, rollout)[0],
             loss_mask=rollout.response_mask,
         )
@@ -75,7 +75,7 @@ def worker() -> None:
     metrics = run()
     assert metrics["grad_norm"] > 0
     run()
-    interleave.serve(run, {})
+    interleave.serve(run, {}, own=True)
 
 
 def main(argv) -> None:

@@ -49,13 +49,25 @@ class Worker:
         self._process.wait()
 
 
-def serve(run: Callable[[], Any], ready: dict[str, Any]) -> None:
-    """The worker's side: prints ``ready``, then runs once for every "go"."""
+def serve(run: Callable[[], Any], ready: dict[str, Any], *, own: bool = False) -> None:
+    """The worker's side: prints ``ready``, then runs once for every "go".
+
+    ``own`` code must have compiled all it needs by then: the worker ends with an error where a timed run compiles.
+    """
+    if own:
+        import jax
+
+        jax.monitoring.register_event_duration_secs_listener(_refuse_compilation)
     print(json.dumps(ready), flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
         run()
         print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
+
+
+def _refuse_compilation(event: str, duration_secs: float, **_: Any) -> None:
+    if event.endswith("backend_compile_duration"):
+        sys.exit(f"error: a timed run compiled a program ({duration_secs:.2f} s): its shapes or constants change")
 
 
 def interleaved(workers: dict[str, Worker], repeats: int) -> dict[str, list[float]]:

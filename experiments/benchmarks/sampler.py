@@ -43,7 +43,7 @@ def worker(batch: int, max_prompt: int, max_response: int) -> None:
     greedy = run(0, 0.0).tokens[:, max_prompt:]
     run(0)
     seeds = iter(range(1, 1 << 30))
-    interleave.serve(lambda: run(next(seeds)), {"greedy": greedy.tolist()})
+    interleave.serve(lambda: run(next(seeds)), {"greedy": greedy.tolist()}, own=True)
 
 
 def main(argv) -> None:
