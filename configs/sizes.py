@@ -34,6 +34,7 @@ def embedded(size: str = "") -> ConfigDict:
     config.model.remat = "full"
     config.batch.microbatches, config.pretrain.microbatches = 4, 4
     config.batch.share_prompts = True
+    config.eval.batch = 32  # as many as a step's: the same program
     config.curriculum.problems = 2048
     if size == "tiny":
         config.steps = 3

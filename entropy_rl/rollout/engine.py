@@ -1,5 +1,6 @@
 """Sampling over a mesh: every data shard runs the whole decode loop on its own prompts, without the others."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -45,37 +46,11 @@ def make_sampler(
         raise ValueError("samples_per_prompt, max_response and slots_per_device must be at least 1")
     shards = row_shards(mesh)
     used = effective_erasing(erasing, None, max_response)[0]
-
-    def local(params, prompts, key, running):
-        limit = jnp.full(prompts.tokens.shape[0] * samples_per_prompt, max_response, jnp.int32)
-        return _local_sample(
-            model,
-            params,
-            prompts,
-            key,
-            limit,
-            running,
-            samples_per_prompt=samples_per_prompt,
-            max_response=max_response,
-            stop_tokens=tuple(stop_tokens),
-            slots=slots_per_device,
-            erasing=used,
-            temperature=float(temperature),
-            top_k=top_k,
-            top_p=float(top_p),
-            min_p=float(min_p),
-        )
-
-    rows, whole = PartitionSpec(ROW_AXES), PartitionSpec()
-    sharded = jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(whole, rows, whole, whole),
-        out_specs=rows,
-        axis_names=set(ROW_AXES),
-        check_vma=False,
-    )
-    compiled = jax.jit(sharded, out_shardings=row_sharding(mesh))
+    compiled = _compiled(
+        model, mesh, samples_per_prompt=samples_per_prompt, max_response=max_response, slots=slots_per_device,
+        temperature=float(temperature), top_k=top_k, top_p=float(top_p), min_p=float(min_p),
+        stop_tokens=tuple(stop_tokens), erasing=used,
+    )  # fmt: skip
 
     def sampler(params: Any, prompts: PromptBatch, key: Any, running: RunningUncertainty | None = None) -> Rollout:
         if prompts.tokens.shape[0] % shards:
@@ -87,3 +62,26 @@ def make_sampler(
         return compiled(params, jax.device_put(prompts, row_sharding(mesh)), key, running)
 
     return sampler
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(model: Transformer, mesh: Mesh, *, samples_per_prompt: int, max_response: int, **options: Any) -> Any:
+    """The jitted loop; samplers with the same options, of training and of evaluation, share it and what it compiled."""
+
+    def local(params, prompts, key, running):
+        limit = jnp.full(prompts.tokens.shape[0] * samples_per_prompt, max_response, jnp.int32)
+        return _local_sample(
+            model, params, prompts, key, limit, running, samples_per_prompt=samples_per_prompt,
+            max_response=max_response, **options,
+        )  # fmt: skip
+
+    rows, whole = PartitionSpec(ROW_AXES), PartitionSpec()
+    sharded = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(whole, rows, whole, whole),
+        out_specs=rows,
+        axis_names=set(ROW_AXES),
+        check_vma=False,
+    )
+    return jax.jit(sharded, out_shardings=row_sharding(mesh))
