@@ -1,13 +1,15 @@
 """The network against an independent NumPy float64 forward pass, and the options of every family."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from entropy_rl.model import Readout, RopeScaling, Transformer, head_weight
+from entropy_rl.model import Readout, RopeScaling, Transformer, decoding_params, head_weight
+from pallas_kernels import SharedPrompt
 from tests.helpers import TINY, tiny_model
 
 
@@ -126,6 +128,9 @@ def test_wrong_readouts_are_refused():
             model.apply(params, tokens, positions, readout=readout)
     with pytest.raises(ValueError, match="without a cache"):
         model.apply(params, tokens, positions, model.empty_cache(1, 8), readout=Readout(positions, 0))
+    shared = SharedPrompt(jnp.ones(1, jnp.int32), 2, 1)
+    with pytest.raises(ValueError, match="shared prompt take no"):
+        model.apply(params, tokens, positions, readout=Readout(positions, 0), prompt=shared)
     with pytest.raises(ValueError, match="keep makes a cache"):
         model.apply(params, tokens, positions, model.empty_cache(1, 8), keep=True)
 
@@ -156,6 +161,33 @@ def test_every_parameter_has_logical_axes():
     jax.tree.map(
         lambda spec, x: np.testing.assert_equal(len(spec), x.ndim), axes, params, is_leaf=lambda s: isinstance(s, jax.P)
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parameters_for_decoding(dtype):
+    """Fused, unstacked and cast, they are the same model: whole rows, a readout, a cache, the head; axes fit."""
+    model, params = tiny_model(2.0, tied_embeddings=True, dtype=dtype)
+    params = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape) if x.ndim < 4 else x, params)
+    own = decoding_params(model.config, params)
+    assert decoding_params(model.config, own) is own
+    assert {x.dtype.name for x in jax.tree.leaves(own)} == {dtype, "float32"}  # norms stay
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 300, (2, 9)))
+    positions = jnp.broadcast_to(jnp.arange(9), (2, 9))
+    readout = Readout(jnp.array([[3, 8], [0, 7]]), -1)
+
+    def all_ways(p):
+        hidden, _, attention = model.apply(p, tokens, positions, readout=readout)
+        _, kept = model.apply(p, tokens[:, :8], positions[:, :8], keep=True)
+        _, cache = model.apply(p, tokens[:, :8], positions[:, :8], model.empty_cache(2, 9))
+        step, cache = model.apply(p, tokens[:, 8:], positions[:, 8:], cache)
+        weight, layout = head_weight(model.config, p)
+        return hidden, attention, kept, cache, step, weight if layout == "DV" else weight.T
+
+    close = functools.partial(np.testing.assert_allclose, atol=2e-5 if dtype == "float32" else 0.15)
+    as_f32 = lambda tree: jax.tree.map(lambda x: np.asarray(x, np.float32), tree)
+    jax.tree.map(close, as_f32(jax.jit(all_ways)(params)), as_f32(jax.jit(all_ways)(own)))
+    axes, is_spec = model.decoding_axes(), lambda x: isinstance(x, jax.P)
+    jax.tree.map(lambda spec, x: np.testing.assert_equal(len(spec), x.ndim), axes, own, is_leaf=is_spec)
 
 
 def test_bfloat16_is_near():
