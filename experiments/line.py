@@ -157,6 +157,8 @@ class Line:
             attention_mass=self._attend(state.params, rollout) if self._attend is not None else None,
         )
         values = self._measure(rollout, group_size=self.group_size)
+        if from_sampler:  # there is nothing to compare
+            values = {name: value for name, value in values.items() if not name.startswith("log_prob_gap")}
         rollout, stages, stage_values = self._prepare(rollout, stages, number, key)
         score_seconds = clock.lap(rollout)
 

@@ -50,3 +50,4 @@ def test_what_saves_work_changes_no_result(stepped, changes):
     np.testing.assert_allclose(plain.rollout.old_entropy, other.rollout.old_entropy, atol=1e-5)
     for name in ("loss", "grad_norm", "entropy", "trainer_entropy"):
         np.testing.assert_allclose(plain.values[name], other.values[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    assert ("log_prob_gap_max" in other.values) == ("share_prompts" in changes)
