@@ -97,7 +97,7 @@ def base_config() -> ConfigDict:
     # most where prompts are long beside responses; a microbatch has at least one group's part.
     config.batch.share_prompts = False
     # The old policy's log-probs and entropy: of the "trainer", computed anew, or those the "sampler" drew with, which
-    # saves a forward pass and is the same to about 1e-5 in float32.
+    # saves a forward pass and is the same to about 1e-5 in float32; "auto" does so in float32 where no row is added.
     config.batch.old_stats = "trainer"
     config.batch.mask_truncated = False  # leave responses cut by the length limit out of the loss
 

@@ -12,5 +12,5 @@ def get_config(arg: str = ""):
     """The quickstart; ``:tiny`` is a few seconds' version of it for tests."""
     config = sized(arg)
     if not arg:
-        config.batch.old_stats = "sampler"  # in float32 the trainer's would be the same, for one more forward pass
+        config.batch.old_stats = "auto"  # the sampler's: the trainer's would be the same, for one more forward pass
     return config.lock()

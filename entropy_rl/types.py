@@ -78,8 +78,8 @@ class Rollout(struct.PyTreeNode):
         entropy: f32 [B, T] nats, of the distribution of ``raw_log_probs``.
         stopped: bool [B], true where a stop token ended the row, false where the length limit cut it.
         context: int32 [B], 0 for a response to a plain prompt, other values for one derived from it; None for all 0.
-        old_log_probs: f32 [B, T] nats, the trainer's, before any update on this batch.
-        old_entropy: f32 [B, T] nats, the trainer's, before any update on this batch.
+        old_log_probs: f32 [B, T] nats, the trainer's, before any update on this batch; a run may take the sampler's.
+        old_entropy: f32 [B, T] nats, likewise.
         ref_log_probs: f32 [B, T] nats, of the frozen reference policy.
         rewards: f32 [B].
         correct: bool [B], the verifier's own verdict, whatever the rewards were made of.

@@ -336,24 +336,25 @@ def check_rows(config: ConfigDict, recipe: Recipe, mesh: Any) -> None:
         raise ValueError(
             f"{prompts} prompts (config.batch.prompts, and config.r3.reflections) do not divide over {shards} shards"
         )
-    if batch.old_stats not in ("trainer", "sampler"):
-        raise ValueError(f"config.batch.old_stats={batch.old_stats!r} is not one of trainer, sampler")
+    if batch.old_stats not in ("trainer", "sampler", "auto"):
+        raise ValueError(f"config.batch.old_stats={batch.old_stats!r} is not one of trainer, sampler, auto")
     if batch.old_stats == "sampler" and group > batch.samples:
         raise ValueError(
             "config.batch.old_stats='sampler' has no statistics of replayed and erased rows, which this recipe adds; "
-            "use 'trainer'"
+            "use 'auto' or 'trainer'"
         )
-    if batch.old_stats == "sampler" and not config.sampling.temperature:
-        raise ValueError("config.batch.old_stats='sampler' needs a positive config.sampling.temperature")
     if batch.share_prompts and group % batch.minibatches:
+        places = f" ({batch.samples} samples and places for others)" if group > batch.samples else ""
         raise ValueError(
-            f"config.batch.share_prompts gives every minibatch an equal part of each group, and {group} rows do not "
-            f"divide into {batch.minibatches} minibatches; change one or set it to False"
+            "config.batch.share_prompts gives every minibatch an equal part of each group, and "
+            f"{group} rows{places} do not divide into {batch.minibatches} minibatches; "
+            "change config.batch.samples or config.batch.minibatches, or set it to False"
         )
     if batch.share_prompts and prompts % (batch.microbatches * shards):
         raise ValueError(
             f"config.batch.share_prompts keeps a prompt's rows together, and {prompts} prompts do not divide into "
-            f"{batch.microbatches} microbatches over {shards} data shards; change one or set it to False"
+            f"{batch.microbatches} microbatches over {shards} data shards; change config.batch.prompts or "
+            "config.batch.microbatches, or set it to False"
         )
     if prompts * group % (pieces * shards):
         added = "" if group == batch.samples else ", with places for replayed and erased rows"

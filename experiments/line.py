@@ -114,6 +114,9 @@ class Line:
             state_shardings=state_shardings(parts, optimizer),
             **forward,
         )
+        self._from_sampler = batch.old_stats == "sampler" or (
+            batch.old_stats == "auto" and config.model.dtype == "float32" and self.group_size == batch.samples
+        )
         self._measure = jax.jit(rollout_metrics, static_argnames="group_size")
 
     def step(
@@ -138,11 +141,12 @@ class Line:
         def score(rollout: Rollout) -> None:
             scores.append(self._score(state.params, rollout))
 
-        from_sampler = self._batch.old_stats == "sampler"
+        from_sampler = self._from_sampler
         meanwhile = score if self.collector.keeps_rows and not from_sampler else None
         rollout, tokens, sample_seconds = self.collector.collect(
             sampling_params, asked, key, stages.get("erasing"), meanwhile
         )
+        del sampling_params  # not beside the gradients
         verify_seconds = clock.lap(rollout) - sample_seconds
         rollout = self.collector.augment(rollout, asked, step=number)
         augment_seconds = clock.lap(rollout)

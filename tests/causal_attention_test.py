@@ -88,16 +88,20 @@ def test_values_and_gradients(case, name):
         np.testing.assert_allclose(np.sum(np.asarray(grad, np.float64) * along), slope, rtol=2e-4, atol=2e-4)
 
 
-def test_long_rows_are_the_same_in_blocks(monkeypatch):
-    """With the threshold lowered: as the whole, to rounding, in values and gradients."""
+@pytest.mark.parametrize("shared", [None, (9, 2), (1, 4)])
+def test_long_rows_are_the_same_in_blocks(monkeypatch, shared):
+    """With the threshold lowered, sizes that do not divide: as the whole, to rounding, in values and gradients."""
     rng = np.random.default_rng(0)
-    query, keys, values = (jnp.asarray(rng.normal(size=(2, 64, heads, 8)), jnp.float32) for heads in (4, 2, 2))
-    run = lambda: jax.value_and_grad(lambda *x: jnp.sum(jnp.sin(xla.causal_attention(*x, None))), (0, 1, 2))(
-        query, keys, values
-    )
+    query, keys, values = (jnp.asarray(rng.normal(size=(2, 61, heads, 8)), jnp.float32) for heads in (4, 2, 2))
+    prompt = None if shared is None else SharedPrompt(jnp.array([shared[0], 1], jnp.int32), *shared)
+
+    def run():
+        attend = lambda *x: jnp.sum(jnp.sin(xla.causal_attention(*x, prompt)[:, 9:]))
+        return jax.jit(jax.value_and_grad(attend, (0, 1, 2)))(query, keys, values)
+
     whole = run()
-    monkeypatch.setattr(xla, "WHOLE", 32)
-    monkeypatch.setattr(xla, "BLOCK", 16)
+    monkeypatch.setattr(xla, "WHOLE", 16)
+    monkeypatch.setattr(xla, "BLOCK", 8)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), run(), whole)
 
 

@@ -42,6 +42,26 @@ def stepped(tmp_path_factory):
     return step
 
 
+def test_no_step_compiles_after_the_second(tmp_path):
+    config = quickstart.get_config("tiny")
+    parts = build(config, str(tmp_path))
+    recipe, (optimizer, _) = make_run_recipe(config, parts.tokenizer), make_run_optimizer(config)
+    line, stages = Line(parts, recipe, optimizer), recipe.init_states()
+    state, problems = sharded_state(parts, random_params(parts), optimizer), parts.problems("train")
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, duration, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    counts = []
+    for number in range(4):
+        chosen = problems[number * config.batch.prompts : (number + 1) * config.batch.prompts]
+        made = line.step(state, stages, chosen, number=number, epoch=0, key=jax.random.key(number))
+        state, stages = made.state, made.stages
+        counts.append(len(compiled))
+    assert counts[0] > 0
+    assert counts[1] == counts[3]
+
+
 @pytest.mark.parametrize("changes", [dict(share_prompts=True), dict(old_stats="sampler")], ids=str)
 def test_what_saves_work_changes_no_result(stepped, changes):
     plain, other = stepped(share_prompts=False), stepped(**{"share_prompts": False} | changes)

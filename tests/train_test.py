@@ -116,7 +116,7 @@ def test_wrong_command_line_is_one_sentence(tmp_path, compilation_cache, argumen
         ("batch.minibatches", 3, "do not divide into 3 minibatches"),
         ("batch.samples", 5, "5 rows do not divide into 2 minibatches"),
         ("batch.microbatches", 2, "8 prompts do not divide into 2 microbatches over 8 data shards"),
-        ("batch.old_stats", "both", "'both' is not one of trainer, sampler"),
+        ("batch.old_stats", "both", "'both' is not one of trainer, sampler, auto"),
         ("mesh.tensor", 3, "needs 6 devices, there are 8"),
         ("task.name", "sudoku", "'sudoku' is not one of chains"),
         ("task.options.modulus", 1, "modulus >= 2"),

@@ -43,10 +43,12 @@ class MeshKernels:
         divides = array.shape[0] % math.prod(self.mesh.shape[a] for a in rows) == 0
         return rows if divides else (), "tensor" if "tensor" in left else None
 
-    def _split(self, function: Callable[..., Any], axes: Any, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    def _split(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
         inside = jax.sharding.get_abstract_mesh().manual_axes
-        names = {a for a in self.mesh.axis_names if self.mesh.shape[a] > 1 and a not in inside}
-        if not (axes[0] or axes[1]):
+        names = {
+            a for a in self.mesh.axis_names if a not in inside
+        }  # a TPU's kernels want every axis, whatever its size
+        if not names:
             return function
         return jax.shard_map(
             function, mesh=None if inside else self.mesh, in_specs=in_specs, out_specs=out_specs, axis_names=names,
@@ -55,28 +57,28 @@ class MeshKernels:
 
     def causal_attention(self, query: Any, keys: Any, values: Any, *, prompt: SharedPrompt | None = None) -> Any:
         """See ``pallas_kernels.causal_attention``."""
-        rows, heads = axes = self._axes(query)
+        rows, heads = self._axes(query)
         split = P(rows, None, heads)
         platform = self.mesh.devices.flat[0].platform
 
         def run(query, keys, values, prompt):
             return pallas_kernels.causal_attention(query, keys, values, prompt=prompt, platform=platform)
 
-        return self._split(run, axes, (split, split, split, P(rows)), split)(query, keys, values, prompt)
+        return self._split(run, (split, split, split, P(rows)), split)(query, keys, values, prompt)
 
     def decode_attention(self, query: Any, keys: Any, values: Any, length: Any) -> tuple[Any, Any]:
         """See ``pallas_kernels.decode_attention``."""
-        rows, heads = axes = self._axes(query)
+        rows, heads = self._axes(query)
         split = P(rows, heads)
         specs = (split, split, split, P(rows))
         run = functools.partial(pallas_kernels.decode_attention, chip=self._chip())
-        return self._split(run, axes, specs, (split, split))(query, keys, values, length)
+        return self._split(run, specs, (split, split))(query, keys, values, length)
 
     def linear_token_stats(
         self, hidden: Any, weight: Any, targets: Any, *, weight_layout: str = "DV", **options: Any
     ) -> TokenStats:
         """See ``pallas_kernels.linear_token_stats``."""
-        rows, vocab = axes = self._axes(hidden)
+        rows, vocab = self._axes(hidden)
         run = functools.partial(
             pallas_kernels.linear_token_stats,
             weight_layout=weight_layout,
@@ -85,4 +87,4 @@ class MeshKernels:
             **options,
         )
         weights = P(None, vocab) if weight_layout == "DV" else P(vocab)
-        return self._split(run, axes, (P(rows), weights, P(rows)), P(rows))(hidden, weight, targets)
+        return self._split(run, (P(rows), weights, P(rows)), P(rows))(hidden, weight, targets)
