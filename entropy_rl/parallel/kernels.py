@@ -24,9 +24,8 @@ class MeshKernels:
     """``causal_attention``, ``decode_attention`` and ``linear_token_stats`` of ``pallas_kernels`` on ``mesh``.
 
     Rows are split over ``data`` and ``fsdp``, heads and the vocabulary over ``tensor``. Inside a ``shard_map`` over the
-    rows only the axes that are left are split further. "auto" chooses for the mesh's devices, which may be others than
-    this process has. Rows that do not divide, a single one to try a model with, are
-    read whole by every device.
+    rows only the axes that are left are split further. Rows that do not divide, a single one to try a model with, are
+    read whole by every device. "auto" chooses for the mesh's devices, which may be others than this process has.
     """
 
     mesh: Mesh
@@ -45,9 +44,7 @@ class MeshKernels:
 
     def _split(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
         inside = jax.sharding.get_abstract_mesh().manual_axes
-        names = {
-            a for a in self.mesh.axis_names if a not in inside
-        }  # a TPU's kernels want every axis, whatever its size
+        names = {a for a in self.mesh.axis_names if a not in inside}  # a TPU's kernels want all, be they of one device
         if not names:
             return function
         return jax.shard_map(
