@@ -94,7 +94,7 @@ def base_config() -> ConfigDict:
     # what its longest response does, rounded up to one of so many even steps of max_response.
     config.batch.length_buckets = 1
     # Read a prompt once for all of its responses in a minibatch, which then has an equal part of every group. It saves
-    # most where prompts are long beside responses; a microbatch has at least one group's part.
+    # most where prompts are long beside responses, and nothing where that part is one row.
     config.batch.share_prompts = False
     # The old policy's log-probs and entropy: of the "trainer", computed anew, or those the "sampler" drew with, which
     # saves a forward pass and is the same to about 1e-5 in float32; "auto" does so in float32 where no row is added.

@@ -55,13 +55,12 @@ def _before_responses(model: Transformer, params: Any, rollout: Rollout, *, max_
 
 
 def _before_grouped(
-    model: Transformer, params: Any, rollout: Rollout, *, max_response: int, longest: int, group_size: int
+    model: Transformer, params: Any, rollout: Rollout, responses: Any, *, max_response: int, group_size: int
 ) -> Any:
-    """The same where every ``group_size`` rows share a prompt, which is then read once for all of them."""
-    batch = rollout.tokens.shape[0]
+    """The same for ``responses`` [B, longest] where every ``group_size`` rows share a prompt, read once for all."""
+    batch, longest = responses.shape
     size, groups = rollout.tokens.shape[1] - max_response, batch // group_size
     length = rollout.prompt_length[::group_size]
-    responses = jax.vmap(lambda x, at: lax.dynamic_slice_in_dim(x, at, longest))(rollout.tokens, rollout.prompt_length)
     behind = length[:, None, None] + jnp.arange(longest)[None, None]
     places = (
         jnp.broadcast_to(jnp.arange(size), (groups, size)),
@@ -96,13 +95,12 @@ def response_stats(
     """
     batch, size = rollout.tokens.shape
     longest = max_response if longest is None else longest
-    sizes = dict(max_response=max_response, longest=longest)
-    if group_size == 1:
-        before = _before_responses(model, params, rollout, **sizes)
-    else:
-        before = _before_grouped(model, params, rollout, **sizes, group_size=group_size)
-    weight, layout = head_weight(model.config, params)
     targets = jax.vmap(lambda x, at: lax.dynamic_slice_in_dim(x, at, longest))(rollout.tokens, rollout.prompt_length)
+    if group_size == 1:
+        before = _before_responses(model, params, rollout, max_response=max_response, longest=longest)
+    else:
+        before = _before_grouped(model, params, rollout, targets, max_response=max_response, group_size=group_size)
+    weight, layout = head_weight(model.config, params)
     stats = model.kernels.linear_token_stats(
         before.reshape(-1, before.shape[-1]),
         weight,
@@ -314,7 +312,7 @@ def make_update(
         def gradient(params, part, part_weights):
             return _at_length(lengths, part, lambda longest: at_length(params, part, part_weights, longest))
 
-        if num_microbatches == 1:
+        if num_microbatches == 1:  # without an accumulator, which is as large as the parameters
             (value, sums), grads = gradient(params, batch, weights)
             return value, sums, jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), grads)
 

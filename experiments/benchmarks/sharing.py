@@ -6,7 +6,6 @@ Prefill: of every prompt, and of every row. Score and update: rows that read the
 scores are compared first. One process, in turn.
 """
 
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -85,13 +84,10 @@ def main(argv) -> None:
         "score": lambda name: scores[name](params, rollout),
         "update": update,
     }
-    print(f"\n{f.prompts} prompts x {f.samples} samples, {f.max_prompt} + {f.max_response} tokens, {f.repeats} runs")
-    print(f"{'':<10}{'shared s':>10}{'alone s':>10}{'alone / shared':>16}")
+    size = f"{f.prompts} prompts x {f.samples} samples, {f.max_prompt} + {f.max_response} tokens, {f.repeats} runs"
+    tokens = f.prompts * f.samples * (f.max_prompt + f.max_response)
     for name, run in runs.items():
-        seconds = in_turn(run, f.repeats)
-        ratio = statistics.median(b / a for a, b in zip(seconds["shared"], seconds["alone"], strict=True))
-        medians = (statistics.median(seconds[which]) for which in ("shared", "alone"))
-        print(f"{name:<10}" + "".join(f"{x:>10.4f}" for x in medians) + f"{ratio:>15.2f}x")
+        interleave.print_table(in_turn(run, f.repeats), tokens, f"{name}, {size}")
 
 
 if __name__ == "__main__":
